@@ -1,0 +1,3 @@
+//! The `kvw` command.
+
+fn main() {}
