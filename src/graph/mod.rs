@@ -1,0 +1,25 @@
+//! What a graph means: producers and consumers, where the MLPs are, and how to look inside them.
+//!
+//! In: a decoded model ([`crate::onnx::ModelFile`]). Out, in this order:
+//! 1. [`Index`]: who produces and who reads each value, subgraphs included;
+//! 2. [`Linear`]: matrix products with a constant weight, whatever the operator;
+//! 3. [`mlp::find`]: the MLPs, by topology;
+//! 4. [`Patch`]: added outputs (coefficients) and inputs (gates), as a value that is checked, printed
+//!    and only then applied;
+//! 5. [`session`]: the patched model as a few kilobytes that refer to the weights where they lie.
+//!
+//! Promised: nothing here changes a file, and a graph that is not understood is left out or refused
+//! by name, never guessed at.
+
+mod error;
+mod index;
+mod linear;
+pub mod mlp;
+mod patch;
+pub mod session;
+
+pub use error::Error;
+pub use index::{Index, NodeId, Origin, ScopeId};
+pub use linear::{Linear, Weight};
+pub use mlp::{Gating, Mlp, Site, Tower};
+pub use patch::{ANSWER_MASK, Moment, Outputs, Patch, gate_name, hidden_name, sum_name};
