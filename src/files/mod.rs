@@ -1,1 +1,184 @@
-//! (module doc)
+//! Files, never half written.
+//!
+//! In: paths that a user named, and bytes to put there. Out: folders and files that are either
+//! absent or whole, at any moment of a crash.
+//!
+//! - [`new_folder`]: an output folder, staged beside its destination and renamed once; single
+//!   files likewise.
+//! - [`copy`]: one file copied, by sharing its blocks where the file system can, and byte ranges
+//!   of a copy overwritten.
+//! - [`contain`]: the one function that opens a file which a *model* named.
+//! - [`hash`]: the one place for digests.
+//! - [`space`]: whether there is room, asked before anything is written.
+
+pub mod contain;
+pub mod copy;
+pub mod hash;
+pub mod new_folder;
+pub mod space;
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use contain::{Contained, Root, open_beneath};
+pub use copy::{Copied, Method, PatchTarget, copy_file, patch_file};
+pub use hash::Sha256;
+pub use new_folder::{RECEIPT, StagedFolder, write_atomic};
+pub use space::available_bytes;
+
+/// What can go wrong while a file is read, copied or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system said no.
+    #[error("cannot {action} `{}`", path.display())]
+    Io {
+        /// What was tried, as in "cannot … `path`".
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// The output is there already, and nobody asked for it to be replaced.
+    #[error("`{}` already exists", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// `--force` replaces what this tool wrote, and nothing else.
+    #[error("will not replace `{}`: expected an empty folder or one that holds `{RECEIPT}`, found {found}", path.display())]
+    Foreign {
+        /// The output.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// The folder that would hold the output is missing.
+    #[error("the folder `{}`, which would hold the output, does not exist", parent.display())]
+    NoParent {
+        /// The missing folder.
+        parent: PathBuf,
+    },
+    /// A path without a last component (`/`, `..`) cannot name an output.
+    #[error("`{}` does not name a file or folder to create", path.display())]
+    NoName {
+        /// The path as given.
+        path: PathBuf,
+    },
+    /// A name inside a staged folder must be relative, without `..`.
+    #[error("`{name}` is not a relative path inside the output folder")]
+    BadName {
+        /// The name as given.
+        name: String,
+    },
+    /// A regular file was expected.
+    #[error("expected a regular file at `{}`, found {found}", path.display())]
+    NotRegular {
+        /// The path.
+        path: PathBuf,
+        /// What is there.
+        found: &'static str,
+    },
+    /// The file has other names: writing to it would change files that nobody asked to change.
+    #[error("will not write to `{}`: the file has {links} names (hard links)", path.display())]
+    HardLinked {
+        /// The file.
+        path: PathBuf,
+        /// How many names it has.
+        links: u64,
+    },
+    /// A patch reaches past the end of the file.
+    #[error("`{}` has {len} bytes, but a patch covers {count} bytes at offset {offset}", path.display())]
+    PatchOutOfRange {
+        /// The file.
+        path: PathBuf,
+        /// The length of the file.
+        len: u64,
+        /// Where the patch begins.
+        offset: u64,
+        /// The length of the patch.
+        count: u64,
+    },
+    /// The disk is full, or would be.
+    #[error("not enough room for `{}`: {}, {available} bytes available", path.display(), needed_text(*.needed))]
+    DiskFull {
+        /// What was to be written.
+        path: PathBuf,
+        /// How many bytes are needed, where that is known.
+        needed: Option<u64>,
+        /// How many bytes this user may still write there.
+        available: u64,
+    },
+    /// A digest is 64 hexadecimal digits.
+    #[error("`{found}` is not a sha256 digest (64 hexadecimal digits)")]
+    BadDigest {
+        /// The text.
+        found: String,
+    },
+}
+
+fn needed_text(needed: Option<u64>) -> String {
+    match needed {
+        Some(bytes) => format!("{bytes} bytes needed"),
+        None => "more is needed".to_owned(),
+    }
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Exists { .. } => {
+                Some("choose another output, or replace this one with --force".to_owned())
+            }
+            Error::Foreign { .. } => {
+                Some("remove it by hand if it is not needed, or choose another output".to_owned())
+            }
+            Error::NoParent { parent } => Some(format!("mkdir -p {}", parent.display())),
+            Error::HardLinked { .. } => {
+                Some("write a new folder with -o instead of changing this file".to_owned())
+            }
+            Error::DiskFull {
+                needed, available, ..
+            } => Some(match needed {
+                Some(needed) => format!(
+                    "free at least {} more bytes there, or choose an output on another disk",
+                    needed.saturating_sub(*available)
+                ),
+                None => "free some room there, or choose an output on another disk".to_owned(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// Wraps an I/O error; a full disk or an exhausted quota becomes [`Error::DiskFull`].
+    pub(crate) fn io(action: &'static str, path: &Path) -> impl Fn(io::Error) -> Error {
+        move |source| match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::DiskFull {
+                path: path.to_owned(),
+                needed: None,
+                available: available_bytes(path).unwrap_or(0),
+            },
+            _ => Error::Io {
+                action,
+                path: path.to_owned(),
+                source,
+            },
+        }
+    }
+}
+
+/// What kind of thing a path is, for messages.
+pub(crate) fn kind_of(kind: std::fs::FileType) -> &'static str {
+    use std::os::unix::fs::FileTypeExt as _;
+    match kind {
+        k if k.is_file() => "a regular file",
+        k if k.is_dir() => "a folder",
+        k if k.is_symlink() => "a symbolic link",
+        k if k.is_fifo() => "a named pipe",
+        k if k.is_socket() => "a socket",
+        k if k.is_block_device() || k.is_char_device() => "a device",
+        _ => "something else",
+    }
+}
