@@ -16,7 +16,10 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
     let file = std::fs::File::open(path)?;
     let metadata = file.metadata()?;
     if !metadata.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            "not a regular file",
+        ));
     }
     if metadata.len() == 0 {
         return Ok(Bytes::new());

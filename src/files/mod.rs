@@ -9,11 +9,13 @@
 //!   of a copy overwritten.
 //! - [`contain`]: the one function that opens a file which a *model* named.
 //! - [`hash`]: the one place for digests.
+//! - [`map`]: memory maps.
 //! - [`space`]: whether there is room, asked before anything is written.
 
 pub mod contain;
 pub mod copy;
 pub mod hash;
+pub mod map;
 pub mod new_folder;
 pub mod space;
 

@@ -94,14 +94,30 @@ impl<'m> Index<'m> {
             origins.insert(tensor.name(), Origin::Initializer { scope, tensor });
         }
         for (position, node) in graph.node.iter().enumerate() {
-            for (output, name) in node.output.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
-                let id = NodeId { scope, index: position };
+            for (output, name) in node
+                .output
+                .iter()
+                .enumerate()
+                .filter(|(_, name)| !name.is_empty())
+            {
+                let id = NodeId {
+                    scope,
+                    index: position,
+                };
                 origins.insert(name, Origin::Node { id, output });
             }
         }
-        self.scopes.push(Scope { graph, owner, origins, consumers: HashMap::new() });
+        self.scopes.push(Scope {
+            graph,
+            owner,
+            origins,
+            consumers: HashMap::new(),
+        });
         for (position, node) in graph.node.iter().enumerate() {
-            let id = NodeId { scope, index: position };
+            let id = NodeId {
+                scope,
+                index: position,
+            };
             for attribute in &node.attribute {
                 for inner in attribute.g.as_deref().into_iter().chain(&attribute.graphs) {
                     self.add_scope(inner, Some(id));
@@ -118,7 +134,15 @@ impl<'m> Index<'m> {
                 .node
                 .iter()
                 .enumerate()
-                .map(move |(index, node)| (NodeId { scope: ScopeId(scope), index }, node))
+                .map(move |(index, node)| {
+                    (
+                        NodeId {
+                            scope: ScopeId(scope),
+                            index,
+                        },
+                        node,
+                    )
+                })
         })
     }
 
@@ -143,9 +167,13 @@ impl<'m> Index<'m> {
 
     /// Whether `name`, defined in `scope`, is an output of that graph.
     pub fn is_graph_output(&self, scope: ScopeId, name: &str) -> bool {
-        self.scopes
-            .get(scope.0)
-            .is_some_and(|scope| scope.graph.output.iter().any(|output| output.name() == name))
+        self.scopes.get(scope.0).is_some_and(|scope| {
+            scope
+                .graph
+                .output
+                .iter()
+                .any(|output| output.name() == name)
+        })
     }
 
     /// Whether the value is known before the model runs: an initializer, or computed from nothing
@@ -162,7 +190,12 @@ impl<'m> Index<'m> {
                     Some(node)
                         if matches!(
                             node.op_type(),
-                            "Identity" | "Cast" | "Transpose" | "Reshape" | "Unsqueeze" | "DequantizeLinear"
+                            "Identity"
+                                | "Cast"
+                                | "Transpose"
+                                | "Reshape"
+                                | "Unsqueeze"
+                                | "DequantizeLinear"
                         ) =>
                     {
                         match node.input.first() {

@@ -140,11 +140,20 @@ fn resolve<'m>(index: &Index<'m>, scope: ScopeId, name: &'m str) -> Option<(Weig
                         (0, 0)
                     }
                 };
-                let mut dims = Dims { k: rows, n: columns, input_axis: plain.then_some(0) };
+                let mut dims = Dims {
+                    k: rows,
+                    n: columns,
+                    input_axis: plain.then_some(0),
+                };
                 if transposed {
                     dims.swap();
                 }
-                let weight = Weight { tensor, scope, input_axis: dims.input_axis, via };
+                let weight = Weight {
+                    tensor,
+                    scope,
+                    input_axis: dims.input_axis,
+                    via,
+                };
                 return Some((weight, dims));
             }
             Origin::Node { id, .. } => {

@@ -86,7 +86,9 @@ impl<'m> Mlp<'m> {
     /// The down projection at its first site.
     pub fn down(&self) -> &Linear<'m> {
         // `find` makes no MLP without a site.
-        self.sites.first().map_or_else(|| unreachable!("an MLP without a site"), |site| &site.down)
+        self.sites
+            .first()
+            .map_or_else(|| unreachable!("an MLP without a site"), |site| &site.down)
     }
 }
 
@@ -95,10 +97,17 @@ pub fn find<'m>(index: &Index<'m>, role: Option<Tower>) -> Vec<Mlp<'m>> {
     let mut by_weight: BTreeMap<(ScopeId, &str), Mlp<'m>> = BTreeMap::new();
     let mut order = Vec::new();
     for (id, node) in index.nodes() {
-        let Some(down) = Linear::at(index, id, node) else { continue };
-        let Some(gating) = hidden_form(index, &down) else { continue };
+        let Some(down) = Linear::at(index, id, node) else {
+            continue;
+        };
+        let Some(gating) = hidden_form(index, &down) else {
+            continue;
+        };
         let key = (down.weight.scope, down.weight.tensor.name());
-        let site = Site { node: node.name(), down };
+        let site = Site {
+            node: node.name(),
+            down,
+        };
         if let Some(mlp) = by_weight.get_mut(&key) {
             mlp.sites.push(site);
             continue;
@@ -108,7 +117,11 @@ pub fn find<'m>(index: &Index<'m>, role: Option<Tower>) -> Vec<Mlp<'m>> {
             (true, Some(role)) => role,
             (true, None) => tower_of_names(node),
         };
-        let layer = if tower == Tower::Projector { None } else { layer_of(node, &site.down) };
+        let layer = if tower == Tower::Projector {
+            None
+        } else {
+            layer_of(node, &site.down)
+        };
         order.push(key);
         by_weight.insert(
             key,
@@ -122,7 +135,10 @@ pub fn find<'m>(index: &Index<'m>, role: Option<Tower>) -> Vec<Mlp<'m>> {
             },
         );
     }
-    order.into_iter().filter_map(|key| by_weight.remove(&key)).collect()
+    order
+        .into_iter()
+        .filter_map(|key| by_weight.remove(&key))
+        .collect()
 }
 
 /// Numbers the MLPs of `tower` by their order in the graph, where none of them has a number and
@@ -139,22 +155,74 @@ pub fn number_by_order(mlps: &mut [Mlp<'_>], tower: Tower, expected: usize) {
 /// Activation functions, as single operators or as the telling part of a chain (`Sigmoid` of SiLU,
 /// `Erf` and `Tanh` of GELU).
 const ACTIVATIONS: &[&str] = &[
-    "Sigmoid", "Tanh", "Erf", "Relu", "LeakyRelu", "Elu", "Selu", "Celu", "Softplus", "Softsign",
-    "HardSigmoid", "HardSwish", "Mish", "Gelu", "FastGelu", "QuickGelu", "BiasGelu", "Swish", "Silu",
-    "ThresholdedRelu", "PRelu",
+    "Sigmoid",
+    "Tanh",
+    "Erf",
+    "Relu",
+    "LeakyRelu",
+    "Elu",
+    "Selu",
+    "Celu",
+    "Softplus",
+    "Softsign",
+    "HardSigmoid",
+    "HardSwish",
+    "Mish",
+    "Gelu",
+    "FastGelu",
+    "QuickGelu",
+    "BiasGelu",
+    "Swish",
+    "Silu",
+    "ThresholdedRelu",
+    "PRelu",
 ];
 
 /// Operators that keep each hidden channel to itself: elementwise arithmetic and changes of form.
 const ELEMENTWISE: &[&str] = &[
-    "Mul", "Add", "Sub", "Div", "Neg", "Pow", "Sqrt", "Abs", "Min", "Max", "Clip", "Where", "Identity",
-    "Cast", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Split", "Slice", "Dropout",
-    "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+    "Mul",
+    "Add",
+    "Sub",
+    "Div",
+    "Neg",
+    "Pow",
+    "Sqrt",
+    "Abs",
+    "Min",
+    "Max",
+    "Clip",
+    "Where",
+    "Identity",
+    "Cast",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Transpose",
+    "Split",
+    "Slice",
+    "Dropout",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
 ];
 
 /// Of these only the first input is data; the others are shapes, axes, scales.
 const FIRST_INPUT_ONLY: &[&str] = &[
-    "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Transpose", "Split", "Slice", "Cast", "Identity",
-    "Dropout", "Clip", "QuantizeLinear", "DequantizeLinear", "DynamicQuantizeLinear",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "Flatten",
+    "Transpose",
+    "Split",
+    "Slice",
+    "Cast",
+    "Identity",
+    "Dropout",
+    "Clip",
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
 ];
 
 /// An MLP's elementwise part is some twenty nodes; more is something else.
@@ -171,7 +239,9 @@ fn hidden_form(index: &Index<'_>, down: &Linear<'_>) -> Option<Gating> {
         if name.is_empty() || index.is_constant(scope, name) {
             continue;
         }
-        let Origin::Node { id, output } = index.origin(scope, name) else { return None };
+        let Origin::Node { id, output } = index.origin(scope, name) else {
+            return None;
+        };
         // A dynamic quantizer's scale and zero point: numbers about the data, not the data.
         let node = index.node(id)?;
         if node.op_type() == "DynamicQuantizeLinear" && output > 0 {
@@ -192,11 +262,22 @@ fn hidden_form(index: &Index<'_>, down: &Linear<'_>) -> Option<Gating> {
         if !ACTIVATIONS.contains(&node.op_type()) && !ELEMENTWISE.contains(&node.op_type()) {
             return None;
         }
-        let inputs = if FIRST_INPUT_ONLY.contains(&node.op_type()) { 1 } else { node.input.len() };
-        waiting.extend(node.input.iter().take(inputs).map(|input| (id.scope, input.as_str())));
+        let inputs = if FIRST_INPUT_ONLY.contains(&node.op_type()) {
+            1
+        } else {
+            node.input.len()
+        };
+        waiting.extend(
+            node.input
+                .iter()
+                .take(inputs)
+                .map(|input| (id.scope, input.as_str())),
+        );
     }
-    let inputs: HashSet<_> =
-        sources.values().map(|source| unwrapped(index, source.id.scope, source.input)).collect();
+    let inputs: HashSet<_> = sources
+        .values()
+        .map(|source| unwrapped(index, source.id.scope, source.input))
+        .collect();
     if !activated || inputs.len() != 1 {
         return None;
     }
@@ -219,7 +300,12 @@ fn unwrapped<'m>(index: &Index<'m>, scope: ScopeId, name: &'m str) -> (ScopeId, 
                 Some(node)
                     if matches!(
                         node.op_type(),
-                        "Reshape" | "Cast" | "Identity" | "DynamicQuantizeLinear" | "QuantizeLinear" | "DequantizeLinear"
+                        "Reshape"
+                            | "Cast"
+                            | "Identity"
+                            | "DynamicQuantizeLinear"
+                            | "QuantizeLinear"
+                            | "DequantizeLinear"
                     ) =>
                 {
                     match node.input.first() {
@@ -238,9 +324,24 @@ fn unwrapped<'m>(index: &Index<'m>, scope: ScopeId, name: &'m str) -> (ScopeId, 
 /// Operators between a down projection and the residual addition: biases, scales, casts, and the
 /// normalization after an MLP that some families have (as one operator or a chain).
 const AFTER_DOWN: &[&str] = &[
-    "Cast", "Reshape", "Identity", "Dropout", "Mul", "Div", "Pow", "Sqrt", "Reciprocal", "ReduceMean", "Sub",
-    "LayerNormalization", "SimplifiedLayerNormalization", "RMSNormalization", "Squeeze", "Unsqueeze",
-    "QuantizeLinear", "DequantizeLinear",
+    "Cast",
+    "Reshape",
+    "Identity",
+    "Dropout",
+    "Mul",
+    "Div",
+    "Pow",
+    "Sqrt",
+    "Reciprocal",
+    "ReduceMean",
+    "Sub",
+    "LayerNormalization",
+    "SimplifiedLayerNormalization",
+    "RMSNormalization",
+    "Squeeze",
+    "Unsqueeze",
+    "QuantizeLinear",
+    "DequantizeLinear",
 ];
 
 /// Whether the output of `node` joins a residual stream: an addition with another activation.
@@ -250,7 +351,9 @@ fn joins_residual(index: &Index<'_>, id: NodeId, node: &NodeProto) -> bool {
     while let Some((id, node)) = waiting.pop() {
         for output in &node.output {
             for &reader_id in index.consumers(id.scope, output) {
-                let Some(reader) = index.node(reader_id) else { continue };
+                let Some(reader) = index.node(reader_id) else {
+                    continue;
+                };
                 if !seen.insert(reader_id) || seen.len() > MAX_NODES {
                     continue;
                 }
@@ -276,8 +379,9 @@ fn joins_residual(index: &Index<'_>, id: NodeId, node: &NodeProto) -> bool {
 }
 
 /// `layers.3`, `h.3`, `blocks.3`, `blk.3`, also with `/` or `_` before the number.
-static LAYER: LazyLock<Option<Regex>> =
-    LazyLock::new(|| Regex::new(r"(?:^|[^A-Za-z])(?:layers?|h|blocks|blk)[./_](\d{1,6})(?:[^0-9]|$)").ok());
+static LAYER: LazyLock<Option<Regex>> = LazyLock::new(|| {
+    Regex::new(r"(?:^|[^A-Za-z])(?:layers?|h|blocks|blk)[./_](\d{1,6})(?:[^0-9]|$)").ok()
+});
 
 /// Module paths of vision towers, as exporters write them into names.
 static VISION: LazyLock<Option<Regex>> =
@@ -301,8 +405,14 @@ fn layer_of(node: &NodeProto, down: &Linear<'_>) -> Option<usize> {
 }
 
 fn tower_of_names(node: &NodeProto) -> Tower {
-    let vision = VISION
-        .as_ref()
-        .is_some_and(|pattern| names(node, None).into_iter().any(|name| pattern.is_match(name)));
-    if vision { Tower::Vision } else { Tower::Language }
+    let vision = VISION.as_ref().is_some_and(|pattern| {
+        names(node, None)
+            .into_iter()
+            .any(|name| pattern.is_match(name))
+    });
+    if vision {
+        Tower::Vision
+    } else {
+        Tower::Language
+    }
 }

@@ -104,19 +104,28 @@ impl Patch {
                 node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
                 reason: reason.to_owned(),
             };
-            let layer = mlp.layer.ok_or_else(|| fail(None, "no name tells its layer"))?;
+            let layer = mlp
+                .layer
+                .ok_or_else(|| fail(None, "no name tells its layer"))?;
             if !layers.insert(layer) {
                 return Err(fail(Some(layer), "another MLP has the same layer"));
             }
             let [site] = mlp.sites.as_slice() else {
-                return Err(fail(Some(layer), "its weight is used at more than one place"));
+                return Err(fail(
+                    Some(layer),
+                    "its weight is used at more than one place",
+                ));
             };
             if site.down.id.scope != ScopeId::MAIN {
                 return Err(fail(Some(layer), "it stands in a subgraph"));
             }
             let data_type = model.data_type(down.weight.tensor)?;
             // A quantized weight multiplies a float32 activation unless its neighbours say else.
-            let data_type = if data_type.is_scalable_float() { data_type } else { DataType::FLOAT };
+            let data_type = if data_type.is_scalable_float() {
+                data_type
+            } else {
+                DataType::FLOAT
+            };
             taps.push(Tap {
                 layer,
                 node: site.down.id,
@@ -126,13 +135,20 @@ impl Patch {
                 data_type,
             });
         }
-        Ok(Patch { taps, outputs, opset: model.opset() })
+        Ok(Patch {
+            taps,
+            outputs,
+            opset: model.opset(),
+        })
     }
 
     /// The tapped layers with their `d_ff`, in ascending order.
     pub fn layers(&self) -> Vec<(usize, usize)> {
-        let mut layers: Vec<_> =
-            self.taps.iter().filter_map(|tap| Some((tap.layer, usize::try_from(tap.d_ff).ok()?))).collect();
+        let mut layers: Vec<_> = self
+            .taps
+            .iter()
+            .filter_map(|tap| Some((tap.layer, usize::try_from(tap.d_ff).ok()?)))
+            .collect();
         layers.sort_unstable();
         layers
     }
@@ -151,7 +167,9 @@ impl Patch {
             self.taps.iter().map(|tap| (tap.node.index, tap)).collect();
         let mut nodes = Vec::with_capacity(graph.node.len() + 12 * self.taps.len() + 4);
         if matches!(self.outputs, Outputs::Sums(_)) {
-            graph.input.push(value_info(ANSWER_MASK, DataType::FLOAT, &[None, None]));
+            graph
+                .input
+                .push(value_info(ANSWER_MASK, DataType::FLOAT, &[None, None]));
             graph.initializer.push(int64s("kvw.flat", &[-1]));
             graph.initializer.push(int64s("kvw.column", &[-1, 1]));
             graph.initializer.push(int64s("kvw.first_axis", &[0]));
@@ -160,7 +178,11 @@ impl Patch {
                 node("NonZero", &["kvw.mask"], "kvw.rows.nonzero"),
                 node("Reshape", &["kvw.rows.nonzero", "kvw.flat"], "kvw.rows"),
                 node("Gather", &["kvw.mask", "kvw.rows"], "kvw.weights.flat"),
-                node("Reshape", &["kvw.weights.flat", "kvw.column"], "kvw.weights"),
+                node(
+                    "Reshape",
+                    &["kvw.weights.flat", "kvw.column"],
+                    "kvw.weights",
+                ),
             ]);
         }
         for (index, mut original) in std::mem::take(&mut graph.node).into_iter().enumerate() {
@@ -185,17 +207,33 @@ impl Patch {
         let name = |suffix: &str| format!("{prefix}.{suffix}");
         match self.outputs {
             Outputs::Sums(moment) => {
-                graph.initializer.push(int64s(&name("rows_shape"), &[-1, tap.d_ff]));
-                nodes.push(node("Reshape", &[&tap.hidden, &name("rows_shape")], &name("all_rows")));
-                nodes.push(node("Gather", &[&name("all_rows"), "kvw.rows"], &name("rows")));
+                graph
+                    .initializer
+                    .push(int64s(&name("rows_shape"), &[-1, tap.d_ff]));
+                nodes.push(node(
+                    "Reshape",
+                    &[&tap.hidden, &name("rows_shape")],
+                    &name("all_rows"),
+                ));
+                nodes.push(node(
+                    "Gather",
+                    &[&name("all_rows"), "kvw.rows"],
+                    &name("rows"),
+                ));
                 nodes.push(cast(&name("rows"), &name("rows_float"), DataType::FLOAT));
                 nodes.push(match moment {
                     Moment::Absolute => node("Abs", &[&name("rows_float")], &name("moment")),
-                    Moment::Square => {
-                        node("Mul", &[&name("rows_float"), &name("rows_float")], &name("moment"))
-                    }
+                    Moment::Square => node(
+                        "Mul",
+                        &[&name("rows_float"), &name("rows_float")],
+                        &name("moment"),
+                    ),
                 });
-                nodes.push(node("Mul", &[&name("moment"), "kvw.weights"], &name("weighted")));
+                nodes.push(node(
+                    "Mul",
+                    &[&name("moment"), "kvw.weights"],
+                    &name("weighted"),
+                ));
                 nodes.push(self.reduce_sum(&name("weighted"), &sum_name(tap.layer)));
             }
             Outputs::Hidden => {
@@ -203,7 +241,11 @@ impl Patch {
             }
             Outputs::Model => {}
         }
-        graph.input.push(value_info(&gate_name(tap.layer), DataType::FLOAT, &[Some(tap.d_ff)]));
+        graph.input.push(value_info(
+            &gate_name(tap.layer),
+            DataType::FLOAT,
+            &[Some(tap.d_ff)],
+        ));
         let gated = name("gated");
         if tap.data_type == DataType::FLOAT {
             nodes.push(node("Mul", &[&tap.hidden, &gate_name(tap.layer)], &gated));
@@ -335,21 +377,33 @@ fn value_info(name: &str, data_type: DataType, dims: &[Option<i64>]) -> ValueInf
 
 /// Keeps what the graph's outputs need: nodes, initializers, inputs, shape annotations.
 fn drop_unneeded(graph: &mut GraphProto) {
-    let mut needed: HashSet<String> =
-        graph.output.iter().map(|output| output.name().to_owned()).collect();
+    let mut needed: HashSet<String> = graph
+        .output
+        .iter()
+        .map(|output| output.name().to_owned())
+        .collect();
     // Nodes are in topological order, so one walk from the end sees every reader before its source.
     let mut kept: Vec<NodeProto> = Vec::with_capacity(graph.node.len());
     for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        if node.output.iter().any(|output| needed.contains(output.as_str())) {
+        if node
+            .output
+            .iter()
+            .any(|output| needed.contains(output.as_str()))
+        {
             names_read(&node, &mut needed);
             kept.push(node);
         }
     }
     kept.reverse();
     graph.node = kept;
-    graph.initializer.retain(|tensor| needed.contains(tensor.name()));
+    graph
+        .initializer
+        .retain(|tensor| needed.contains(tensor.name()));
     graph.sparse_initializer.retain(|tensor| {
-        tensor.values.as_ref().is_some_and(|values| needed.contains(values.name()))
+        tensor
+            .values
+            .as_ref()
+            .is_some_and(|values| needed.contains(values.name()))
     });
     graph.input.retain(|input| needed.contains(input.name()));
     graph.value_info.clear();

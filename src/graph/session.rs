@@ -48,7 +48,11 @@ pub fn encode(model: &ModelFile, mut proto: ModelProto) -> Result<SessionModel, 
     if let Some(graph) = &mut proto.graph {
         rewrite(graph, &folder, &mut places);
     }
-    Ok(SessionModel { bytes: proto.encode_to_vec(), folder, files })
+    Ok(SessionModel {
+        bytes: proto.encode_to_vec(),
+        folder,
+        files,
+    })
 }
 
 struct Place {
@@ -59,21 +63,30 @@ struct Place {
 
 fn is_external(tensor: &TensorProto) -> bool {
     tensor.data_location() == DataLocation::External
-        || tensor.raw_data.as_ref().is_some_and(|raw| raw.len() >= MIN_EXTERNAL_BYTES)
+        || tensor
+            .raw_data
+            .as_ref()
+            .is_some_and(|raw| raw.len() >= MIN_EXTERNAL_BYTES)
 }
 
 /// The places of all tensors that will be external, in the order in which `rewrite` meets them.
 fn collect(model: &ModelFile, graph: &GraphProto, places: &mut Vec<Place>) -> Result<(), Error> {
-    for tensor in graph.initializer.iter().filter(|tensor| is_external(tensor)) {
+    for tensor in graph
+        .initializer
+        .iter()
+        .filter(|tensor| is_external(tensor))
+    {
         places.push(match model.storage(tensor)? {
             Storage::Inline(span) => Place {
                 file: model.canonical_path().to_owned(),
                 offset: span.offset,
                 len: span.len,
             },
-            Storage::External { file, span, .. } => {
-                Place { file, offset: span.offset, len: span.len }
-            }
+            Storage::External { file, span, .. } => Place {
+                file,
+                offset: span.offset,
+                len: span.len,
+            },
             Storage::Typed => {
                 return Err(model
                     .tensor_error(tensor, "raw_data inside the file", "bytes from elsewhere")
@@ -88,7 +101,11 @@ fn collect(model: &ModelFile, graph: &GraphProto, places: &mut Vec<Place>) -> Re
 }
 
 fn rewrite(graph: &mut GraphProto, folder: &Path, places: &mut impl Iterator<Item = Place>) {
-    for tensor in graph.initializer.iter_mut().filter(|tensor| is_external(tensor)) {
+    for tensor in graph
+        .initializer
+        .iter_mut()
+        .filter(|tensor| is_external(tensor))
+    {
         let Some(place) = places.next() else { return };
         let location = place.file.strip_prefix(folder).unwrap_or(&place.file);
         let entry = |key: &str, value: String| StringStringEntryProto {
@@ -105,7 +122,12 @@ fn rewrite(graph: &mut GraphProto, folder: &Path, places: &mut impl Iterator<Ite
     }
     for node in &mut graph.node {
         for attribute in &mut node.attribute {
-            for inner in attribute.g.as_deref_mut().into_iter().chain(&mut attribute.graphs) {
+            for inner in attribute
+                .g
+                .as_deref_mut()
+                .into_iter()
+                .chain(&mut attribute.graphs)
+            {
                 rewrite(inner, folder, places);
             }
         }

@@ -59,7 +59,9 @@ impl DataType {
     /// Bytes that `elements` of this type take (sub-byte types are packed, the last byte padded),
     /// or `None` where that does not fit in 64 bits or the type has no fixed size.
     pub fn bytes(self, elements: u64) -> Option<u64> {
-        elements.checked_mul(self.bits()?).map(|bits| bits.div_ceil(8))
+        elements
+            .checked_mul(self.bits()?)
+            .map(|bits| bits.div_ceil(8))
     }
 
     /// Whether weights of this type can be scaled in place: float32, float16, bfloat16.
@@ -90,7 +92,11 @@ mod tests {
         assert_eq!(DataType::FLOAT16.bytes(3), Some(6));
         // UINT4 = 21: two elements a byte, the last one padded.
         assert_eq!(DataType::from_code(21).unwrap().bytes(3), Some(2));
-        assert_eq!(DataType::from_code(8).unwrap().bytes(3), None, "strings have no size");
+        assert_eq!(
+            DataType::from_code(8).unwrap().bytes(3),
+            None,
+            "strings have no size"
+        );
         assert_eq!(DataType::FLOAT.bytes(u64::MAX), None);
         assert_eq!(DataType::from_code(0), None);
         assert_eq!(DataType::from_code(999), None);

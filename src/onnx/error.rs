@@ -16,6 +16,14 @@ pub enum Error {
         /// What the operating system said.
         source: std::io::Error,
     },
+    /// The folder that external data must stay inside could not be opened.
+    #[error("cannot open the folder of {}", path.display())]
+    Folder {
+        /// The model file.
+        path: PathBuf,
+        /// Why not.
+        source: crate::files::contain::Error,
+    },
     /// The protobuf wire format ends early or breaks its own rules.
     #[error("{}: not a whole ONNX file: {found} at byte {offset} of {size}, in {message}", path.display())]
     Malformed {

@@ -26,7 +26,10 @@ impl Reference {
             let value = entry.value();
             let number = |value: &str| {
                 value.parse::<u64>().map_err(|_| {
-                    (format!("a byte count as external_data '{}'", entry.key()), format!("'{value}'"))
+                    (
+                        format!("a byte count as external_data '{}'", entry.key()),
+                        format!("'{value}'"),
+                    )
                 })
             };
             let again = match entry.key() {
@@ -43,12 +46,23 @@ impl Reference {
                 }
             };
             if again {
-                return Err(("each external_data key once".into(), format!("'{}' twice", entry.key())));
+                return Err((
+                    "each external_data key once".into(),
+                    format!("'{}' twice", entry.key()),
+                ));
             }
         }
-        let location = location
-            .ok_or_else(|| ("external_data with a 'location'".to_owned(), "none".to_owned()))?;
-        Ok(Reference { location, offset: offset.unwrap_or(0), length })
+        let location = location.ok_or_else(|| {
+            (
+                "external_data with a 'location'".to_owned(),
+                "none".to_owned(),
+            )
+        })?;
+        Ok(Reference {
+            location,
+            offset: offset.unwrap_or(0),
+            length,
+        })
     }
 }
 
@@ -72,9 +86,16 @@ mod tests {
 
     #[test]
     fn a_whole_reference_is_read() {
-        let reference =
-            Reference::parse(&tensor(&[("location", "w.data"), ("offset", "8"), ("length", "4")]));
-        let expected = Reference { location: "w.data".into(), offset: 8, length: Some(4) };
+        let reference = Reference::parse(&tensor(&[
+            ("location", "w.data"),
+            ("offset", "8"),
+            ("length", "4"),
+        ]));
+        let expected = Reference {
+            location: "w.data".into(),
+            offset: 8,
+            length: Some(4),
+        };
         assert_eq!(reference, Ok(expected));
     }
 

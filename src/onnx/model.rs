@@ -51,16 +51,28 @@ impl ModelFile {
     /// The file cannot be read, breaks the wire format (with the byte at which it does), would take
     /// more memory than `limits`, or holds no graph.
     pub fn open(path: &Path, limits: &Limits) -> Result<ModelFile, Error> {
-        let io = |source| Error::Io { path: path.to_owned(), source };
+        let io = |source| Error::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = path.canonicalize().map_err(io)?;
         let map = map_file(&file).map_err(io)?;
         wire::scan(&map, limits).map_err(|fault| match fault {
-            wire::Fault::TooLarge => {
-                Error::TooLarge { path: path.to_owned(), limit: limits.decoded_bytes }
-            }
-            wire::Fault::Malformed { offset, message, found } => {
-                Error::Malformed { path: path.to_owned(), offset, size: map.len(), message, found }
-            }
+            wire::Fault::TooLarge => Error::TooLarge {
+                path: path.to_owned(),
+                limit: limits.decoded_bytes,
+            },
+            wire::Fault::Malformed {
+                offset,
+                message,
+                found,
+            } => Error::Malformed {
+                path: path.to_owned(),
+                offset,
+                size: map.len(),
+                message,
+                found,
+            },
         })?;
         let proto = ModelProto::decode(map.clone()).map_err(|error| Error::Malformed {
             path: path.to_owned(),
@@ -69,16 +81,35 @@ impl ModelFile {
             message: "ModelProto",
             found: error.to_string(),
         })?;
-        if proto.graph.as_ref().is_none_or(|graph| graph.node.is_empty()) {
+        if proto
+            .graph
+            .as_ref()
+            .is_none_or(|graph| graph.node.is_empty())
+        {
             let found = match map.len() {
                 0 => "an empty file".into(),
                 size => format!("{size} bytes without a graph"),
             };
-            return Err(Error::NotAModel { path: path.to_owned(), found });
+            return Err(Error::NotAModel {
+                path: path.to_owned(),
+                found,
+            });
         }
-        let root = Root::of_model(path)
-            .map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        Ok(ModelFile { path: path.to_owned(), file, map, root, proto })
+        let folder = match path.parent() {
+            Some(folder) if !folder.as_os_str().is_empty() => folder,
+            _ => Path::new("."),
+        };
+        let root = Root::of(folder).map_err(|source| Error::Folder {
+            path: path.to_owned(),
+            source,
+        })?;
+        Ok(ModelFile {
+            path: path.to_owned(),
+            file,
+            map,
+            root,
+            proto,
+        })
     }
 
     /// The path that the file was opened by.
@@ -104,7 +135,10 @@ impl ModelFile {
     /// The main graph.
     pub fn graph(&self) -> &GraphProto {
         // `open` refuses a model without one.
-        self.proto.graph.as_ref().unwrap_or_else(|| unreachable!("a model without a graph"))
+        self.proto
+            .graph
+            .as_ref()
+            .unwrap_or_else(|| unreachable!("a model without a graph"))
     }
 
     /// The version of the default operator set (`ai.onnx`), 1 where the model names none.
@@ -164,16 +198,22 @@ impl ModelFile {
                     format!("external_data length {length}"),
                 ));
             }
-            let opened = self.root.open(&reference.location).map_err(|source| Error::External {
-                path: self.path.clone(),
-                tensor: tensor.name().to_owned(),
-                location: reference.location.clone(),
-                source,
-            })?;
+            let opened = self
+                .root
+                .open(&reference.location)
+                .map_err(|source| Error::External {
+                    path: self.path.clone(),
+                    tensor: tensor.name().to_owned(),
+                    location: reference.location.clone(),
+                    source,
+                })?;
             let len = expected
                 .or(reference.length)
                 .unwrap_or_else(|| opened.len.saturating_sub(reference.offset));
-            let span = ByteSpan { offset: reference.offset, len };
+            let span = ByteSpan {
+                offset: reference.offset,
+                len,
+            };
             if span.end().is_none_or(|end| end > opened.len) {
                 return Err(Error::ExternalTooShort {
                     path: self.path.clone(),
@@ -183,9 +223,15 @@ impl ModelFile {
                     size: opened.len,
                 });
             }
-            return Ok(Storage::External { file: opened.path, location: reference.location, span });
+            return Ok(Storage::External {
+                file: opened.path,
+                location: reference.location,
+                span,
+            });
         }
-        let Some(raw) = &tensor.raw_data else { return Ok(Storage::Typed) };
+        let Some(raw) = &tensor.raw_data else {
+            return Ok(Storage::Typed);
+        };
         let len = raw.len() as u64;
         if let Some(expected) = expected
             && expected != len
@@ -198,9 +244,16 @@ impl ModelFile {
         }
         let offset = (raw.as_ptr() as usize)
             .checked_sub(self.map.as_ptr() as usize)
-            .filter(|offset| offset.checked_add(raw.len()).is_some_and(|end| end <= self.map.len()));
+            .filter(|offset| {
+                offset
+                    .checked_add(raw.len())
+                    .is_some_and(|end| end <= self.map.len())
+            });
         match offset {
-            Some(offset) => Ok(Storage::Inline(ByteSpan { offset: offset as u64, len })),
+            Some(offset) => Ok(Storage::Inline(ByteSpan {
+                offset: offset as u64,
+                len,
+            })),
             // An empty slice need not point into the map.
             None => Ok(Storage::Typed),
         }
@@ -216,7 +269,10 @@ impl ModelFile {
         match self.storage(tensor)? {
             Storage::Inline(_) => Ok(tensor.raw_data.clone().unwrap_or_default()),
             Storage::External { file, span, .. } => {
-                let io = |source| Error::Io { path: file.clone(), source };
+                let io = |source| Error::Io {
+                    path: file.clone(),
+                    source,
+                };
                 let map = map_file(&file).map_err(io)?;
                 let range = usize::try_from(span.offset)
                     .ok()
@@ -258,9 +314,7 @@ impl ModelFile {
         match data_type.bytes(elements) {
             Some(bytes) => Ok(Some(bytes)),
             None if data_type.bits().is_none() => Ok(None),
-            None => {
-                Err(self.tensor_error(tensor, "a size in 64 bits", format!("dims {dims:?}")))
-            }
+            None => Err(self.tensor_error(tensor, "a size in 64 bits", format!("dims {dims:?}"))),
         }
     }
 
@@ -288,8 +342,13 @@ fn little_endian<T: bytemuck::Pod>(values: &[T]) -> Bytes {
 /// All graphs of `model`: the main graph, subgraphs in attributes, and those of functions' nodes;
 /// an outer graph before its inner ones.
 pub fn graphs(model: &ModelProto) -> Vec<&GraphProto> {
-        let mut found: Vec<&GraphProto> = model.graph.iter().collect();
-    found.extend(model.functions.iter().flat_map(|function| nested(&function.node)));
+    let mut found: Vec<&GraphProto> = model.graph.iter().collect();
+    found.extend(
+        model
+            .functions
+            .iter()
+            .flat_map(|function| nested(&function.node)),
+    );
     let mut next = 0;
     while let Some(graph) = found.get(next) {
         let inner: Vec<_> = nested(&graph.node).collect();
@@ -300,7 +359,10 @@ pub fn graphs(model: &ModelProto) -> Vec<&GraphProto> {
 }
 
 fn nested(nodes: &[NodeProto]) -> impl Iterator<Item = &GraphProto> {
-    nodes.iter().flat_map(|node| &node.attribute).flat_map(attribute_graphs)
+    nodes
+        .iter()
+        .flat_map(|node| &node.attribute)
+        .flat_map(attribute_graphs)
 }
 
 fn attribute_graphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
@@ -309,5 +371,7 @@ fn attribute_graphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphPr
 
 /// The attribute `name` of `node`.
 pub fn attribute<'a>(node: &'a NodeProto, name: &str) -> Option<&'a AttributeProto> {
-    node.attribute.iter().find(|attribute| attribute.name() == name)
+    node.attribute
+        .iter()
+        .find(|attribute| attribute.name() == name)
 }

@@ -1,7 +1,9 @@
 //! A byte range of a file.
 
 /// A range of bytes in one file: `offset .. offset + len`, in bytes from the file's start.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
 pub struct ByteSpan {
     /// Bytes from the start of the file.
     pub offset: u64,
@@ -26,7 +28,12 @@ impl ByteSpan {
 
 impl std::fmt::Display for ByteSpan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "bytes {}..{}", self.offset, self.offset.saturating_add(self.len))
+        write!(
+            f,
+            "bytes {}..{}",
+            self.offset,
+            self.offset.saturating_add(self.len)
+        )
     }
 }
 
@@ -44,6 +51,13 @@ mod tests {
 
     #[test]
     fn an_end_beyond_64_bits_is_none() {
-        assert_eq!(ByteSpan { offset: u64::MAX, len: 1 }.end(), None);
+        assert_eq!(
+            ByteSpan {
+                offset: u64::MAX,
+                len: 1
+            }
+            .end(),
+            None
+        );
     }
 }

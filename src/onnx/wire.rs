@@ -25,7 +25,10 @@ impl Default for Limits {
     fn default() -> Self {
         // The largest real decoder seen (80 layers, dynamo exporter with metadata) takes some 100 MB;
         // depth 100 is prost's own bound.
-        Limits { decoded_bytes: 512 << 20, depth: 100 }
+        Limits {
+            decoded_bytes: 512 << 20,
+            depth: 100,
+        }
     }
 }
 
@@ -33,14 +36,23 @@ impl Default for Limits {
 #[derive(Debug)]
 pub(super) enum Fault {
     /// The bytes are not a well-formed message.
-    Malformed { offset: usize, message: &'static str, found: String },
+    Malformed {
+        offset: usize,
+        message: &'static str,
+        found: String,
+    },
     /// Decoding would take more than the limit.
     TooLarge,
 }
 
 /// Scans `bytes` as a `ModelProto`.
 pub(super) fn scan(bytes: &[u8], limits: &Limits) -> Result<(), Fault> {
-    let mut scanner = Scanner { bytes, at: 0, budget: limits.decoded_bytes, limits };
+    let mut scanner = Scanner {
+        bytes,
+        at: 0,
+        budget: limits.decoded_bytes,
+        limits,
+    };
     scanner.message(Kind::Model, bytes.len(), 0)
 }
 
@@ -175,7 +187,11 @@ struct Scanner<'a> {
 
 impl Scanner<'_> {
     fn fault(&self, kind: Kind, found: impl Into<String>) -> Fault {
-        Fault::Malformed { offset: self.at, message: kind.name(), found: found.into() }
+        Fault::Malformed {
+            offset: self.at,
+            message: kind.name(),
+            found: found.into(),
+        }
     }
 
     fn charge(&mut self, bytes: u64) -> Result<(), Fault> {
@@ -206,13 +222,19 @@ impl Scanner<'_> {
                 self.at += length;
                 Ok(length)
             }
-            _ => Err(self.fault(kind, format!("a field of {length} bytes where {left} are left"))),
+            _ => Err(self.fault(
+                kind,
+                format!("a field of {length} bytes where {left} are left"),
+            )),
         }
     }
 
     fn message(&mut self, kind: Kind, end: usize, depth: usize) -> Result<(), Fault> {
         if depth > self.limits.depth {
-            return Err(self.fault(kind, format!("more than {} nested messages", self.limits.depth)));
+            return Err(self.fault(
+                kind,
+                format!("more than {} nested messages", self.limits.depth),
+            ));
         }
         self.charge(kind.size().saturating_mul(GROWTH))?;
         while self.at < end {
@@ -252,7 +274,9 @@ impl Scanner<'_> {
                     }
                 }
                 other => {
-                    return Err(self.fault(kind, format!("wire type {other}, which ONNX never uses")));
+                    return Err(
+                        self.fault(kind, format!("wire type {other}, which ONNX never uses"))
+                    );
                 }
             }
         }
@@ -279,7 +303,10 @@ mod tests {
         // ModelProto.graph.node.attribute: 4 million empty attributes in 8 MB.
         let attributes = [5 << 3 | 2, 0].repeat(4 << 20);
         let model = field(7, &field(1, &attributes));
-        assert!(matches!(scan(&model, &Limits::default()), Err(Fault::TooLarge)));
+        assert!(matches!(
+            scan(&model, &Limits::default()),
+            Err(Fault::TooLarge)
+        ));
     }
 
     #[test]
@@ -290,7 +317,10 @@ mod tests {
             inner = field(4, &field(1, &inner));
         }
         let model = field(7, &field(11, &field(2, &inner)));
-        assert!(matches!(scan(&model, &Limits::default()), Err(Fault::Malformed { .. })));
+        assert!(matches!(
+            scan(&model, &Limits::default()),
+            Err(Fault::Malformed { .. })
+        ));
     }
 
     #[test]
@@ -310,8 +340,11 @@ mod tests {
             }],
             ..Default::default()
         };
-        let bytes =
-            schema::ModelProto { graph: Some(graph), ..Default::default() }.encode_to_vec();
+        let bytes = schema::ModelProto {
+            graph: Some(graph),
+            ..Default::default()
+        }
+        .encode_to_vec();
         assert!(scan(&bytes, &Limits::default()).is_ok());
         for length in 1..bytes.len() {
             match scan(&bytes[..length], &Limits::default()) {
