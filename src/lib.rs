@@ -24,6 +24,7 @@ pub mod dataset;
 pub mod eval;
 pub mod files;
 pub mod graph;
+pub mod kvw;
 pub mod onnx;
 pub mod preprocess;
 pub mod runtime;

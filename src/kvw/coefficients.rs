@@ -1,0 +1,142 @@
+//! Knowledge coefficients: the mean of a moment of `h` over a set's answer tokens.
+
+use std::collections::BTreeMap;
+
+use ndarray::Array1;
+
+use super::forward::{Forward, Gates, Sums};
+use super::{Error, FixedSum};
+use crate::graph::Moment;
+
+/// The statistics of one layer over a set of samples.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LayerCoefficients {
+    /// Weighted sums of the moment, `[d_ff]`.
+    pub sums: Vec<FixedSum>,
+}
+
+/// Knowledge coefficients of a set: per token, not per sample.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Coefficients {
+    /// Which moment was summed.
+    pub moment: Moment,
+    /// By layer.
+    pub layers: BTreeMap<usize, LayerCoefficients>,
+    /// Sum of the token weights.
+    pub weight: FixedSum,
+    /// Samples that were seen.
+    pub samples: u64,
+}
+
+impl Coefficients {
+    /// Nothing seen yet, for the layers `layers` with their `d_ff`.
+    pub fn new(moment: Moment, layers: &[(usize, usize)]) -> Coefficients {
+        let empty = |d_ff| LayerCoefficients {
+            sums: vec![FixedSum::default(); d_ff],
+        };
+        Coefficients {
+            moment,
+            layers: layers
+                .iter()
+                .map(|&(layer, d_ff)| (layer, empty(d_ff)))
+                .collect(),
+            weight: FixedSum::default(),
+            samples: 0,
+        }
+    }
+
+    /// Adds the sums of `samples` samples named `names`.
+    ///
+    /// # Errors
+    /// No answer token, a layer that is missing or of another size, a value that is not finite.
+    pub fn add(&mut self, sums: &Sums, samples: u64, names: &str) -> Result<(), Error> {
+        if sums.weight <= 0.0 {
+            return Err(Error::NoAnswerToken {
+                samples: names.to_owned(),
+            });
+        }
+        for (&layer, total) in &mut self.layers {
+            let found = sums
+                .layers
+                .get(&layer)
+                .filter(|sum| sum.len() == total.sums.len());
+            let found = found.ok_or_else(|| Error::Coefficients {
+                expected: format!("layer {layer} with {} neurons", total.sums.len()),
+                found: format!("{:?}", sums.layers.get(&layer).map(|sum| sum.len())),
+            })?;
+            for (neuron, (total, &value)) in total.sums.iter_mut().zip(found).enumerate() {
+                let value = f64::from(value);
+                *total = total.add(value).ok_or_else(|| Error::NonFinite {
+                    samples: names.to_owned(),
+                    layer,
+                    neuron,
+                    found: value,
+                })?;
+            }
+        }
+        self.weight = self
+            .weight
+            .add(sums.weight)
+            .ok_or_else(|| Error::NoAnswerToken {
+                samples: names.to_owned(),
+            })?;
+        self.samples += samples;
+        Ok(())
+    }
+
+    /// The mean of `layer`, float64 `[d_ff]`.
+    pub fn mean(&self, layer: usize) -> Option<Array1<f64>> {
+        let weight = self.weight.value();
+        let layer = self.layers.get(&layer)?;
+        Some(layer.sums.iter().map(|sum| sum.value() / weight).collect())
+    }
+}
+
+/// Collects the coefficients of `samples` on the model as `gates` leave it, in batches of
+/// `batch_size`. `progress` hears how many samples are done.
+///
+/// # Errors
+/// An empty set, a sample without an answer token, a non-finite activation, a model that does not
+/// run.
+pub fn collect<F: Forward>(
+    forward: &mut F,
+    moment: Moment,
+    samples: &[F::Sample],
+    gates: &Gates,
+    batch_size: usize,
+    mut progress: impl FnMut(usize),
+) -> Result<Coefficients, Error> {
+    if samples.is_empty() {
+        return Err(Error::Empty { set: "retain" });
+    }
+    let mut coefficients = Coefficients::new(moment, forward.layers());
+    let mut done = 0;
+    for batch in samples.chunks(batch_size.max(1)) {
+        let batch: Vec<&F::Sample> = batch.iter().collect();
+        let (sums, names) = run(forward, &batch, gates)?;
+        coefficients.add(&sums, batch.len() as u64, &names)?;
+        done += batch.len();
+        progress(done);
+    }
+    Ok(coefficients)
+}
+
+/// One forward pass, and the batch's name for messages.
+pub(super) fn run<F: Forward>(
+    forward: &mut F,
+    batch: &[&F::Sample],
+    gates: &Gates,
+) -> Result<(Sums, String), Error> {
+    let names: Vec<_> = batch
+        .iter()
+        .map(|sample| forward.sample_name(sample))
+        .collect();
+    let names = format!("sample {}", names.join(", "));
+    let sums = forward
+        .sums(batch, gates)
+        .map_err(|source| Error::Forward {
+            samples: names.clone(),
+            source,
+        })?;
+    Ok((sums, names))
+}

@@ -1,0 +1,496 @@
+//! Coefficients and plans on disk: safetensors, with everything needed to know what they are.
+//!
+//! | file | tensors | metadata `kvw` |
+//! |---|---|---|
+//! | coefficients | `layers.{l}.coefficient` float32 `[d_ff]`, the mean; `layers.{l}.sum` int64 `[d_ff, 2]` and `weight` int64 `[2]`, the exact sums ([`FixedSum::to_words`]) | `format: "kvw-coefficients"`, `format_version`, moment, samples, tokens |
+//! | plan | `layers.{l}.gate` float32 `[d_ff]`, cumulative | `format: "kvw-plan"`, `format_version`, rule, parameters, steps |
+//!
+//! Both hold a `provenance` object that this module carries and does not read. The metadata is *one*
+//! JSON string: safetensors writes a map of several in no fixed order, and the same inputs must give
+//! the same bytes.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, View};
+use serde::{Deserialize, Serialize};
+
+use super::coefficients::LayerCoefficients;
+use super::{Coefficients, Error, FixedSum, Plan};
+use crate::files::map::map_file;
+use crate::files::write_atomic;
+use crate::graph::Moment;
+
+/// The one metadata key.
+const KEY: &str = "kvw";
+/// A header larger than this is no file of ours: a plan of 200 layers takes some 0.6 MB.
+const MAX_HEADER: u64 = 16 << 20;
+const VERSION: u32 = 1;
+const COEFFICIENTS: &str = "kvw-coefficients";
+const PLAN: &str = "kvw-plan";
+
+#[derive(Serialize, Deserialize)]
+struct Header<T> {
+    format: Cow<'static, str>,
+    format_version: u32,
+    tool_version: Cow<'static, str>,
+    #[serde(flatten)]
+    content: T,
+    provenance: serde_json::Value,
+}
+
+#[derive(Serialize, Deserialize)]
+struct CoefficientsHeader {
+    moment: Moment,
+    samples: u64,
+    /// Sum of the token weights, as a float: for the method, the number of answer tokens.
+    tokens: f64,
+}
+
+#[derive(Serialize, Deserialize)]
+struct PlanHeader {
+    rule: String,
+    parameters: serde_json::Value,
+    steps: u64,
+}
+
+/// Writes coefficients to `path`, whole or not at all.
+///
+/// # Errors
+/// The file exists and `force` is not set, or cannot be written.
+pub fn save_coefficients(
+    path: &Path,
+    coefficients: &Coefficients,
+    provenance: serde_json::Value,
+    force: bool,
+) -> Result<(), Error> {
+    let mut tensors = vec![(
+        "weight".to_owned(),
+        Data::int64(&[2], coefficients.weight.to_words().to_vec()),
+    )];
+    for (&layer, sums) in &coefficients.layers {
+        let mean = coefficients.mean(layer).unwrap_or_default();
+        let mean = mean.iter().map(|&value| as_f32(value)).collect();
+        let words: Vec<i64> = sums.sums.iter().flat_map(|sum| sum.to_words()).collect();
+        tensors.push((format!("layers.{layer}.coefficient"), Data::float(mean)));
+        tensors.push((
+            format!("layers.{layer}.sum"),
+            Data::int64(&[sums.sums.len(), 2], words),
+        ));
+    }
+    let content = CoefficientsHeader {
+        moment: coefficients.moment,
+        samples: coefficients.samples,
+        tokens: coefficients.weight.value(),
+    };
+    save(path, tensors, COEFFICIENTS, content, provenance, force)
+}
+
+/// Writes a plan to `path`, whole or not at all.
+///
+/// # Errors
+/// The file exists and `force` is not set, or cannot be written.
+pub fn save_plan(
+    path: &Path,
+    plan: &Plan,
+    provenance: serde_json::Value,
+    force: bool,
+) -> Result<(), Error> {
+    let tensors = plan
+        .gates
+        .iter()
+        .map(|(layer, gates)| (format!("layers.{layer}.gate"), Data::float(gates.clone())))
+        .collect();
+    let content = PlanHeader {
+        rule: plan.rule.clone(),
+        parameters: plan.parameters.clone(),
+        steps: plan.steps,
+    };
+    save(path, tensors, PLAN, content, provenance, force)
+}
+
+/// Reads coefficients and their provenance.
+///
+/// # Errors
+/// The file cannot be read or is no coefficients file of a version that this one knows.
+pub fn load_coefficients(path: &Path) -> Result<(Coefficients, serde_json::Value), Error> {
+    let bytes = read(path)?;
+    let (tensors, header) = parse::<CoefficientsHeader>(path, &bytes, COEFFICIENTS)?;
+    let weight = match *int64s(path, &tensors, "weight", &[2])? {
+        [low, high] => FixedSum::from_words([low, high]),
+        _ => FixedSum::default(),
+    };
+    if weight.value() <= 0.0 {
+        return Err(format_error(
+            path,
+            "a positive sum of token weights",
+            weight.value(),
+        ));
+    }
+    let mut layers = BTreeMap::new();
+    for (layer, name) in layer_tensors(&tensors, "sum") {
+        let shape = tensors
+            .tensor(&name)
+            .map(|tensor| tensor.shape().to_vec())
+            .unwrap_or_default();
+        let &[d_ff, 2] = shape.as_slice() else {
+            return Err(format_error(
+                path,
+                format!("'{name}' [d_ff, 2]"),
+                format!("{shape:?}"),
+            ));
+        };
+        let sums = int64s(path, &tensors, &name, &[d_ff, 2])?
+            .as_chunks::<2>()
+            .0
+            .iter()
+            .map(|&words| FixedSum::from_words(words))
+            .collect();
+        layers.insert(layer, LayerCoefficients { sums });
+    }
+    let content = header.content;
+    let coefficients = Coefficients {
+        moment: content.moment,
+        layers,
+        weight,
+        samples: content.samples,
+    };
+    Ok((coefficients, header.provenance))
+}
+
+/// Reads a plan and its provenance.
+///
+/// # Errors
+/// The file cannot be read, is no plan of a version that this one knows, or holds a gate that is not
+/// finite.
+pub fn load_plan(path: &Path) -> Result<(Plan, serde_json::Value), Error> {
+    let bytes = read(path)?;
+    let (tensors, header) = parse::<PlanHeader>(path, &bytes, PLAN)?;
+    let mut gates = BTreeMap::new();
+    for (layer, name) in layer_tensors(&tensors, "gate") {
+        let tensor = tensors
+            .tensor(&name)
+            .map_err(|error| format_error(path, format!("a tensor '{name}'"), error))?;
+        if tensor.dtype() != Dtype::F32 || tensor.shape().len() != 1 {
+            return Err(format_error(
+                path,
+                format!("'{name}' float32 [d_ff]"),
+                format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
+            ));
+        }
+        let values: Vec<f32> = tensor
+            .data()
+            .as_chunks::<4>()
+            .0
+            .iter()
+            .map(|&bytes| f32::from_le_bytes(bytes))
+            .collect();
+        if let Some(bad) = values.iter().find(|gate| !gate.is_finite()) {
+            return Err(format_error(path, format!("finite gates in '{name}'"), bad));
+        }
+        gates.insert(layer, values);
+    }
+    if gates.is_empty() {
+        return Err(format_error(
+            path,
+            "at least one tensor 'layers.{l}.gate'",
+            "none",
+        ));
+    }
+    let PlanHeader {
+        rule,
+        parameters,
+        steps,
+    } = header.content;
+    Ok((
+        Plan {
+            gates,
+            rule,
+            parameters,
+            steps,
+        },
+        header.provenance,
+    ))
+}
+
+/// Rounds to float32, the precision of the files.
+#[allow(clippy::cast_possible_truncation)]
+fn as_f32(value: f64) -> f32 {
+    value as f32
+}
+
+/// A tensor to write.
+struct Data {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+impl Data {
+    fn float(values: Vec<f32>) -> Data {
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        Data {
+            dtype: Dtype::F32,
+            shape: vec![values.len()],
+            bytes,
+        }
+    }
+
+    fn int64(shape: &[usize], values: Vec<i64>) -> Data {
+        let bytes = values
+            .iter()
+            .flat_map(|value| value.to_le_bytes())
+            .collect();
+        Data {
+            dtype: Dtype::I64,
+            shape: shape.to_vec(),
+            bytes,
+        }
+    }
+}
+
+impl View for &Data {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        Cow::Borrowed(&self.bytes)
+    }
+
+    fn data_len(&self) -> usize {
+        self.bytes.len()
+    }
+}
+
+fn save<T: Serialize>(
+    path: &Path,
+    tensors: Vec<(String, Data)>,
+    format: &'static str,
+    content: T,
+    provenance: serde_json::Value,
+    force: bool,
+) -> Result<(), Error> {
+    let header = Header {
+        format: format.into(),
+        format_version: VERSION,
+        tool_version: env!("CARGO_PKG_VERSION").into(),
+        content,
+        provenance,
+    };
+    let header = serde_json::to_string(&header)
+        .map_err(|error| format_error(path, "metadata that JSON can hold", error))?;
+    let metadata = HashMap::from([(KEY.to_owned(), header)]);
+    let views = tensors.iter().map(|(name, data)| (name, data));
+    let bytes = safetensors::serialize(views, Some(metadata))
+        .map_err(|error| format_error(path, "tensors that safetensors can hold", error))?;
+    write_atomic(path, force, |out| out.write_all(&bytes)).map_err(|source| Error::Write {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn read(path: &Path) -> Result<bytes::Bytes, Error> {
+    map_file(path).map_err(|source| Error::Read {
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn format_error(path: &Path, expected: impl ToString, found: impl ToString) -> Error {
+    Error::Format {
+        path: path.to_owned(),
+        expected: expected.to_string(),
+        found: found.to_string(),
+    }
+}
+
+fn parse<'a, T: for<'de> Deserialize<'de>>(
+    path: &Path,
+    bytes: &'a [u8],
+    format: &str,
+) -> Result<(SafeTensors<'a>, Header<T>), Error> {
+    match bytes
+        .first_chunk::<8>()
+        .map(|length| u64::from_le_bytes(*length))
+    {
+        Some(length) if length <= MAX_HEADER => {}
+        Some(length) => {
+            return Err(format_error(
+                path,
+                format!("a safetensors header of at most {MAX_HEADER} bytes"),
+                format!("one of {length}"),
+            ));
+        }
+        None => {
+            return Err(format_error(
+                path,
+                "a safetensors file",
+                "fewer than 8 bytes",
+            ));
+        }
+    }
+    let (_, metadata) = SafeTensors::read_metadata(bytes)
+        .map_err(|error| format_error(path, "a safetensors file", error))?;
+    let header = metadata
+        .metadata()
+        .as_ref()
+        .and_then(|metadata| metadata.get(KEY))
+        .cloned();
+    let header =
+        header.ok_or_else(|| format_error(path, format!("metadata '{KEY}'"), "no such key"))?;
+    #[derive(Deserialize)]
+    struct Kind {
+        format: String,
+        format_version: u32,
+    }
+    let kind: Kind = serde_json::from_str(&header)
+        .map_err(|error| format_error(path, format!("metadata '{KEY}' with a format"), error))?;
+    if kind.format != format || kind.format_version != VERSION {
+        return Err(format_error(
+            path,
+            format!("format {format} version {VERSION}"),
+            format!("{} version {}", kind.format, kind.format_version),
+        ));
+    }
+    let header = serde_json::from_str(&header)
+        .map_err(|error| format_error(path, format!("the metadata of {format}"), error))?;
+    let tensors = SafeTensors::deserialize(bytes)
+        .map_err(|error| format_error(path, "a safetensors file", error))?;
+    Ok((tensors, header))
+}
+
+/// The tensors `layers.{l}.{suffix}` with their layer.
+fn layer_tensors(tensors: &SafeTensors<'_>, suffix: &str) -> Vec<(usize, String)> {
+    let mut found: Vec<_> = tensors
+        .names()
+        .into_iter()
+        .filter_map(|name| {
+            let layer = name
+                .strip_prefix("layers.")?
+                .strip_suffix(suffix)?
+                .strip_suffix('.')?;
+            Some((layer.parse().ok()?, name.to_owned()))
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+fn int64s(
+    path: &Path,
+    tensors: &SafeTensors<'_>,
+    name: &str,
+    shape: &[usize],
+) -> Result<Vec<i64>, Error> {
+    let tensor = tensors
+        .tensor(name)
+        .map_err(|error| format_error(path, format!("a tensor '{name}'"), error))?;
+    if tensor.dtype() != Dtype::I64 || tensor.shape() != shape {
+        return Err(format_error(
+            path,
+            format!("'{name}' int64 {shape:?}"),
+            format!("{:?} {:?}", tensor.dtype(), tensor.shape()),
+        ));
+    }
+    Ok(tensor
+        .data()
+        .as_chunks::<8>()
+        .0
+        .iter()
+        .map(|&bytes| i64::from_le_bytes(bytes))
+        .collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Plan {
+        Plan {
+            gates: BTreeMap::from([(2, vec![1.0, 0.5, 1e-7]), (10, vec![0.25; 3])]),
+            rule: "kvw".into(),
+            parameters: serde_json::json!({ "gamma": 0.4, "layers": "2-10" }),
+            steps: 24,
+        }
+    }
+
+    fn coefficients() -> Coefficients {
+        let sum = |value: f64| FixedSum::default().add(value).unwrap();
+        Coefficients {
+            moment: Moment::Absolute,
+            layers: BTreeMap::from([(
+                0,
+                LayerCoefficients {
+                    sums: vec![sum(1.5), sum(3e9)],
+                },
+            )]),
+            weight: sum(7.0),
+            samples: 3,
+        }
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan");
+        let provenance = serde_json::json!({ "model": { "layers": [1, 2] } });
+        save_plan(&path, &plan(), provenance.clone(), false).unwrap();
+        assert_eq!(load_plan(&path).unwrap(), (plan(), provenance.clone()));
+        let path = folder.path().join("kc");
+        save_coefficients(&path, &coefficients(), provenance.clone(), false).unwrap();
+        assert_eq!(
+            load_coefficients(&path).unwrap(),
+            (coefficients(), provenance)
+        );
+    }
+
+    #[test]
+    fn the_same_plan_gives_the_same_bytes() {
+        let folder = tempfile::tempdir().unwrap();
+        let write = |name: &str| {
+            let path = folder.path().join(name);
+            save_plan(&path, &plan(), serde_json::json!({ "b": 1, "a": 2 }), false).unwrap();
+            std::fs::read(path).unwrap()
+        };
+        assert_eq!(write("one"), write("two"));
+    }
+
+    #[test]
+    fn a_file_of_another_kind_is_refused_by_name() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("kc");
+        save_coefficients(&path, &coefficients(), serde_json::Value::Null, false).unwrap();
+        let error = load_plan(&path).unwrap_err().to_string();
+        assert!(
+            error.contains("kvw-plan") && error.contains("kvw-coefficients"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn every_truncation_and_an_oversized_header_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("plan");
+        save_plan(&path, &plan(), serde_json::Value::Null, false).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for length in 0..bytes.len() {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            assert!(
+                load_plan(&path).is_err(),
+                "{length} of {} bytes",
+                bytes.len()
+            );
+        }
+        std::fs::write(&path, u64::MAX.to_le_bytes()).unwrap();
+        assert!(load_plan(&path).is_err());
+    }
+}

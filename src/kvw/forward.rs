@@ -1,0 +1,43 @@
+//! What the method needs of a model.
+
+use std::collections::BTreeMap;
+
+use ndarray::Array1;
+
+/// Cumulative gates by layer, float64 `[d_ff]`. A layer that is absent is not weakened.
+pub type Gates = BTreeMap<usize, Array1<f64>>;
+
+/// The moments of the hidden activations of one batch.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Sums {
+    /// Per layer: the weighted sum over the batch's answer tokens, float32 `[d_ff]`.
+    pub layers: BTreeMap<usize, Array1<f32>>,
+    /// Sum of the token weights: for the method, the number of answer tokens.
+    pub weight: f64,
+}
+
+/// A model that can be asked for the moments of its hidden activations under given gates.
+///
+/// Implemented by a session of a runtime, and in tests by closed-form models. Generic, so that the
+/// method knows neither.
+pub trait Forward {
+    /// A prepared sample.
+    type Sample;
+
+    /// The layers that can be read and gated, ascending, each with its `d_ff`.
+    fn layers(&self) -> &[(usize, usize)];
+
+    /// A name for messages.
+    fn sample_name<'a>(&self, sample: &'a Self::Sample) -> &'a str;
+
+    /// The moments over the answer tokens of `batch`, on the model with its down projections' inputs
+    /// multiplied by `gates`. The moments are those of the hidden activation *before* its own gate.
+    ///
+    /// # Errors
+    /// Whatever keeps the model from running, with the samples' names.
+    fn sums(
+        &mut self,
+        batch: &[&Self::Sample],
+        gates: &Gates,
+    ) -> Result<Sums, Box<dyn std::error::Error + Send + Sync>>;
+}

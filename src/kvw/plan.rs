@@ -1,0 +1,54 @@
+//! A plan: what is to be weakened, and by how much.
+
+use std::collections::BTreeMap;
+
+/// Gates per neuron, with all that is needed to know what they are for and how they were made.
+///
+/// A plan belongs to neurons, not to bytes: it applies to every precision of the same model.
+/// Together with the unlearned model it gives back the original (the gates can be divided out), so
+/// it is as sensitive as the original model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Plan {
+    /// Cumulative gates by layer, float32 `[d_ff]`.
+    pub gates: BTreeMap<usize, Vec<f32>>,
+    /// Name of the rule that made them.
+    pub rule: String,
+    /// The rule's parameters and the loop's options.
+    pub parameters: serde_json::Value,
+    /// Steps taken.
+    pub steps: u64,
+}
+
+/// What a plan does, in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct PlanSummary {
+    /// Layers with at least one gate below or above 1.
+    pub layers: usize,
+    /// Neurons with a gate other than 1.
+    pub neurons: usize,
+    /// All neurons of the planned layers.
+    pub of_neurons: usize,
+    /// Smallest gate.
+    pub min_gate: f32,
+    /// Mean gate over all neurons of the planned layers.
+    pub mean_gate: f64,
+}
+
+impl Plan {
+    /// The plan in numbers.
+    pub fn summary(&self) -> PlanSummary {
+        let all = || self.gates.values().flatten();
+        let of_neurons = all().count();
+        PlanSummary {
+            layers: self
+                .gates
+                .values()
+                .filter(|gates| gates.iter().any(|&g| g != 1.0))
+                .count(),
+            neurons: all().filter(|&&gate| gate != 1.0).count(),
+            of_neurons,
+            min_gate: all().copied().fold(f32::INFINITY, f32::min),
+            mean_gate: all().map(|&gate| f64::from(gate)).sum::<f64>() / of_neurons.max(1) as f64,
+        }
+    }
+}
