@@ -1,1 +1,203 @@
-//! (module doc)
+//! Samples: what the model is asked about an image, and what it answers.
+//!
+//! In: a JSONL file, one sample a line: `{"image": path or null, "question": …, "answer": …}`, with `name`, `id` and
+//! `facts` optional. Out: [`Sample`]s in file order, image paths resolved against the file's own folder.
+//!
+//! Promised: every sample has a unique id and a non-empty answer, and every image was a readable file when the dataset was
+//! read (it is not decoded here). Every complaint names the file and the line. Columns that `kvw` does not know are left
+//! to their owner; a known column of the wrong type is an error.
+
+mod jsonl;
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+pub use jsonl::{MAX_FILE_BYTES, read_jsonl};
+
+/// One question about one image (or about none), with the answer that the model is to forget or to keep.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sample {
+    /// Unique in its dataset; `<file stem>:<line>` where the row has no `id`.
+    pub id: String,
+    /// The image file, resolved against the JSONL file's folder; `None` for a text-only sample.
+    pub image: Option<PathBuf>,
+    /// The user's turn.
+    pub question: String,
+    /// The assistant's turn; never blank.
+    pub answer: String,
+    /// The person (or thing) that the sample is about.
+    pub name: Option<String>,
+    /// Facts by kind, as in `{"job": "jeweller", "town": "Lodiskar"}`; empty where the row has none.
+    pub facts: BTreeMap<String, String>,
+}
+
+/// The samples of one JSONL file, in file order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dataset {
+    /// The JSONL file as it was named to [`read_jsonl`].
+    pub path: PathBuf,
+    /// At least one sample.
+    pub samples: Vec<Sample>,
+    /// SHA-256 of the JSONL file's bytes, lowercase hex. It does not cover the images: see [`Dataset::content_sha256`].
+    pub sha256: String,
+}
+
+impl Dataset {
+    /// SHA-256 (lowercase hex) over everything that the samples mean to a model: the JSONL file's digest, then, for every
+    /// sample in file order, the 32-byte digest of its image's bytes (32 zero bytes for a text-only sample).
+    ///
+    /// # Errors
+    /// [`Error::Read`] where an image can no longer be read.
+    pub fn content_sha256(&self) -> Result<String, Error> {
+        let mut whole = Sha256::new();
+        whole.update(self.sha256.as_bytes());
+        for sample in &self.samples {
+            match &sample.image {
+                Some(path) => whole.update(file_sha256(path)?),
+                None => whole.update([0_u8; 32]),
+            }
+        }
+        Ok(hex(&whole.finalize()))
+    }
+}
+
+fn file_sha256(path: &Path) -> Result<[u8; 32], Error> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut file = std::fs::File::open(path).map_err(read)?;
+    let mut digest = Sha256::new();
+    let mut buffer = vec![0_u8; 1 << 16];
+    loop {
+        let count = file.read(&mut buffer).map_err(read)?;
+        let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
+            break;
+        };
+        digest.update(chunk);
+    }
+    Ok(digest.finalize().into())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Why a dataset was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The JSONL file, or an image when it is hashed, cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The JSONL file is larger than [`MAX_FILE_BYTES`].
+    #[error("{}: the file is larger than {limit} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// No line of the file holds a sample.
+    #[error("{}: the file holds no sample", path.display())]
+    Empty {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A line is not UTF-8.
+    #[error("{}:{line}: the line is not UTF-8", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+    },
+    /// A line is not JSON.
+    #[error("{}:{line}: the line is not valid JSON", path.display())]
+    BrokenLine {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// What the JSON parser said; its own line number counts within the line.
+        source: serde_json::Error,
+    },
+    /// A known column has another type than it must have, or is missing.
+    #[error("{}:{line}: `{field}`: expected {expected}, found {found}", path.display())]
+    Field {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The column; `facts.job` for a fact.
+        field: String,
+        /// What the column must hold.
+        expected: &'static str,
+        /// What it holds.
+        found: String,
+    },
+    /// The answer is blank: no token would count.
+    #[error("{}:{line}: sample `{id}`: the answer is empty", path.display())]
+    EmptyAnswer {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The sample.
+        id: String,
+    },
+    /// Two samples have one id.
+    #[error("{}:{line}: the id `{id}` was already used on line {first_line}", path.display())]
+    DuplicateId {
+        /// The file.
+        path: PathBuf,
+        /// The later line, from 1.
+        line: usize,
+        /// The id.
+        id: String,
+        /// The line that had the id first.
+        first_line: usize,
+    },
+    /// The image is not there, or is not a file.
+    #[error("{}:{line}: sample `{id}`: the image {} {problem}", path.display(), image.display())]
+    Image {
+        /// The JSONL file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The sample.
+        id: String,
+        /// The resolved image path.
+        image: PathBuf,
+        /// `does not exist`, or what else is wrong.
+        problem: &'static str,
+    },
+}
+
+impl Error {
+    /// What the user can do about it, where there is something to say.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::Read { .. } | Self::TooLarge { .. } => None,
+            Self::Empty { .. } => Some("a sample is one line: {\"image\": \"face.png\", \"question\": \"…\", \"answer\": \"…\"}".into()),
+            Self::NotUtf8 { .. } => Some("save the file as UTF-8 (a byte order mark is fine)".into()),
+            Self::BrokenLine { .. } => Some("JSONL holds one whole JSON object a line, without commas between the lines".into()),
+            Self::Field { field, .. } if field == "question" || field == "answer" || field == "(the row)" => {
+                Some("a row needs `question` and `answer`; `image`, `name`, `id` and `facts` are optional".into())
+            }
+            Self::Field { .. } => None,
+            Self::EmptyAnswer { .. } => Some("remove the row, or give it the answer that the model is to forget or to keep".into()),
+            Self::DuplicateId { .. } => Some("leave `id` out to have one made from the file name and the line".into()),
+            Self::Image { .. } => Some("image paths are relative to the folder of the JSONL file".into()),
+        }
+    }
+}

@@ -1,0 +1,367 @@
+//! JSONL → samples. In: a path. Out: a [`Dataset`]. Blank lines, CRLF and a byte order mark are fine; whatever else is
+//! wrong is reported with its line.
+
+#![warn(clippy::indexing_slicing)]
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::{Map, Value};
+use sha2::{Digest, Sha256};
+
+use super::{Dataset, Error, Sample, hex};
+
+/// The largest JSONL file that is read: a million long captions fit; a model file named by mistake does not.
+pub const MAX_FILE_BYTES: u64 = 512 << 20;
+
+/// Reads a JSONL file of samples and checks that every image is there.
+///
+/// # Errors
+/// [`Error`], naming the file and the line: not JSON, a missing or mistyped column, an empty answer, a missing image, an id
+/// used twice, or no sample at all.
+pub fn read_jsonl(path: &Path) -> Result<Dataset, Error> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .map_err(read)?
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::TooLarge {
+            path: path.to_path_buf(),
+            limit: MAX_FILE_BYTES,
+        });
+    }
+    let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
+
+    let mut samples = Vec::new();
+    let mut lines_by_id = HashMap::new();
+    for (index, line_bytes) in text.split(|&byte| byte == b'\n').enumerate() {
+        let row = Row {
+            path,
+            line: index + 1,
+        };
+        let line = std::str::from_utf8(line_bytes)
+            .map_err(|_| Error::NotUtf8 {
+                path: path.to_path_buf(),
+                line: row.line,
+            })?
+            .trim();
+        if line.is_empty() {
+            continue;
+        }
+        let sample = row.sample(line)?;
+        if let Some(first_line) = lines_by_id.insert(sample.id.clone(), row.line) {
+            return Err(Error::DuplicateId {
+                path: path.to_path_buf(),
+                line: row.line,
+                id: sample.id,
+                first_line,
+            });
+        }
+        samples.push(sample);
+    }
+    if samples.is_empty() {
+        return Err(Error::Empty {
+            path: path.to_path_buf(),
+        });
+    }
+    Ok(Dataset {
+        path: path.to_path_buf(),
+        samples,
+        sha256: hex(&Sha256::digest(&bytes)),
+    })
+}
+
+/// Where a row stands, for its errors.
+struct Row<'a> {
+    path: &'a Path,
+    line: usize,
+}
+
+impl Row<'_> {
+    fn sample(&self, line: &str) -> Result<Sample, Error> {
+        let value: Value = serde_json::from_str(line).map_err(|source| Error::BrokenLine {
+            path: self.path.to_path_buf(),
+            line: self.line,
+            source,
+        })?;
+        let Value::Object(row) = value else {
+            return Err(self.field("(the row)", "an object", kind(&value)));
+        };
+
+        let id = match row.get("id") {
+            None | Some(Value::Null) => {
+                let stem = self.path.file_stem().unwrap_or_default().to_string_lossy();
+                format!("{stem}:{}", self.line)
+            }
+            // Datasets often number their rows.
+            Some(Value::Number(number)) => number.to_string(),
+            Some(Value::String(id)) if !id.trim().is_empty() => id.clone(),
+            Some(other) => {
+                return Err(self.field("id", "a non-empty string or a number", kind(other)));
+            }
+        };
+        let question = self.required(&row, "question")?;
+        let answer = self.required(&row, "answer")?;
+        if answer.trim().is_empty() {
+            return Err(Error::EmptyAnswer {
+                path: self.path.to_path_buf(),
+                line: self.line,
+                id,
+            });
+        }
+        let image = match self.optional(&row, "image", "a path or null")? {
+            None => None,
+            Some(relative) if relative.is_empty() => {
+                return Err(self.field("image", "a path or null", "an empty string"));
+            }
+            Some(relative) => {
+                let image = self.path.parent().unwrap_or(Path::new("")).join(relative);
+                let problem = match std::fs::metadata(&image) {
+                    Ok(metadata) if metadata.is_file() => None,
+                    Ok(_) => Some("is not a file"),
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                        Some("does not exist")
+                    }
+                    Err(_) => Some("cannot be read"),
+                };
+                if let Some(problem) = problem {
+                    return Err(Error::Image {
+                        path: self.path.to_path_buf(),
+                        line: self.line,
+                        id,
+                        image,
+                        problem,
+                    });
+                }
+                Some(image)
+            }
+        };
+        let name = self.optional(&row, "name", "a string or null")?;
+        Ok(Sample {
+            id,
+            image,
+            question,
+            answer,
+            name,
+            facts: self.facts(&row)?,
+        })
+    }
+
+    fn required(&self, row: &Map<String, Value>, field: &str) -> Result<String, Error> {
+        match row.get(field) {
+            Some(Value::String(text)) => Ok(text.clone()),
+            Some(other) => Err(self.field(field, "a string", kind(other))),
+            None => Err(self.field(field, "a string", "nothing")),
+        }
+    }
+
+    fn optional(
+        &self,
+        row: &Map<String, Value>,
+        field: &str,
+        expected: &'static str,
+    ) -> Result<Option<String>, Error> {
+        match row.get(field) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) => Ok(Some(text.clone())),
+            Some(other) => Err(self.field(field, expected, kind(other))),
+        }
+    }
+
+    fn facts(&self, row: &Map<String, Value>) -> Result<BTreeMap<String, String>, Error> {
+        let facts = match row.get("facts") {
+            None | Some(Value::Null) => return Ok(BTreeMap::new()),
+            Some(Value::Object(facts)) => facts,
+            Some(other) => return Err(self.field("facts", "an object of strings", kind(other))),
+        };
+        facts
+            .iter()
+            .map(|(key, value)| match value {
+                Value::String(text) => Ok((key.clone(), text.clone())),
+                other => Err(self.field(&format!("facts.{key}"), "a string", kind(other))),
+            })
+            .collect()
+    }
+
+    fn field(&self, field: &str, expected: &'static str, found: &str) -> Error {
+        Error::Field {
+            path: self.path.to_path_buf(),
+            line: self.line,
+            field: field.to_owned(),
+            expected,
+            found: found.to_owned(),
+        }
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(text) if text.trim().is_empty() => "an empty string",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::indexing_slicing)]
+mod tests {
+    use super::*;
+
+    fn read(bytes: &[u8]) -> (tempfile::TempDir, Result<Dataset, Error>) {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("face.png"), b"not decoded here").unwrap();
+        let path = dir.path().join("data.jsonl");
+        std::fs::write(&path, bytes).unwrap();
+        let dataset = read_jsonl(&path);
+        (dir, dataset)
+    }
+
+    fn message(bytes: &[u8]) -> String {
+        read(bytes).1.unwrap_err().to_string()
+    }
+
+    #[test]
+    fn a_row_has_an_image_a_question_an_answer_a_name_an_id_and_facts() {
+        let (dir, dataset) = read(
+            br#"{"image": "face.png", "question": "Who?", "answer": "Ada.", "name": "Ada", "id": "a", "facts": {"job": "poet"}, "split": 3}"#,
+        );
+        let sample = &dataset.unwrap().samples[0];
+        assert_eq!(sample.id, "a");
+        assert_eq!(
+            sample.image.as_deref(),
+            Some(dir.path().join("face.png").as_path())
+        );
+        assert_eq!(
+            (
+                sample.question.as_str(),
+                sample.answer.as_str(),
+                sample.name.as_deref()
+            ),
+            ("Who?", "Ada.", Some("Ada"))
+        );
+        assert_eq!(sample.facts["job"], "poet");
+    }
+
+    #[test]
+    fn a_byte_order_mark_crlf_and_blank_lines_are_fine_and_a_missing_id_is_the_line() {
+        let (_dir, dataset) = read(
+            b"\xef\xbb\xbf{\"image\": null, \"question\": \"a\", \"answer\": \"b\"}\r\n\r\n  \n{\"question\": \"a\", \"answer\": \"b\", \"id\": 7}\n",
+        );
+        let ids: Vec<String> = dataset
+            .unwrap()
+            .samples
+            .into_iter()
+            .map(|sample| sample.id)
+            .collect();
+        assert_eq!(ids, ["data:1", "7"]);
+    }
+
+    #[test]
+    fn every_complaint_names_the_file_and_the_line() {
+        let good = "{\"question\": \"a\", \"answer\": \"b\", \"id\": \"x\"}\n";
+        for (line, expected) in [
+            (
+                "{\"question\": \"a\", ",
+                "data.jsonl:2: the line is not valid JSON",
+            ),
+            (
+                "[1]",
+                "data.jsonl:2: `(the row)`: expected an object, found an array",
+            ),
+            (
+                "{\"answer\": \"b\"}",
+                "data.jsonl:2: `question`: expected a string, found nothing",
+            ),
+            (
+                "{\"question\": 1, \"answer\": \"b\"}",
+                "data.jsonl:2: `question`: expected a string, found a number",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": null}",
+                "data.jsonl:2: `answer`: expected a string, found null",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \" \\n\"}",
+                "data.jsonl:2: sample `data:2`: the answer is empty",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"id\": []}",
+                "data.jsonl:2: `id`: expected a non-empty string or a number, found an array",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"id\": \"x\"}",
+                "data.jsonl:2: the id `x` was already used on line 1",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"image\": 3}",
+                "data.jsonl:2: `image`: expected a path or null, found a number",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"image\": \"\"}",
+                "data.jsonl:2: `image`: expected a path or null, found an empty string",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"name\": {}}",
+                "data.jsonl:2: `name`: expected a string or null, found an object",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"facts\": \"job\"}",
+                "data.jsonl:2: `facts`: expected an object of strings, found a string",
+            ),
+            (
+                "{\"question\": \"a\", \"answer\": \"b\", \"facts\": {\"age\": 3}}",
+                "data.jsonl:2: `facts.age`: expected a string, found a number",
+            ),
+        ] {
+            let found = message(format!("{good}{line}\n").as_bytes());
+            assert!(found.ends_with(expected), "{line}: {found}");
+        }
+        assert!(
+            message(b"{\"question\": \"a\", \"answer\": \"b\"}\n\xff\n")
+                .ends_with("data.jsonl:2: the line is not UTF-8")
+        );
+    }
+
+    #[test]
+    fn a_missing_image_is_named_with_its_sample() {
+        let found = message(br#"{"question": "a", "answer": "b", "image": "no.png", "id": "s1"}"#);
+        assert!(
+            found.contains("data.jsonl:1: sample `s1`: the image ")
+                && found.ends_with("no.png does not exist"),
+            "{found}"
+        );
+        let found = message(br#"{"question": "a", "answer": "b", "image": ".", "id": "s1"}"#);
+        assert!(found.ends_with("is not a file"), "{found}");
+    }
+
+    #[test]
+    fn a_file_without_a_sample_is_an_error() {
+        for bytes in [&b""[..], b"\n\r\n", b"\xef\xbb\xbf"] {
+            assert!(message(bytes).ends_with("data.jsonl: the file holds no sample"));
+        }
+    }
+
+    #[test]
+    fn the_content_digest_follows_the_images_and_the_rows() {
+        let row = br#"{"image": "face.png", "question": "a", "answer": "b"}"#;
+        let (dir, dataset) = read(row);
+        let dataset = dataset.unwrap();
+        let before = dataset.content_sha256().unwrap();
+        assert_eq!(before.len(), 64);
+        let (_other_dir, same) = read(row);
+        assert_eq!(before, same.unwrap().content_sha256().unwrap());
+        std::fs::write(dir.path().join("face.png"), b"another face").unwrap();
+        assert_ne!(dataset.content_sha256().unwrap(), before);
+    }
+}

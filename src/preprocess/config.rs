@@ -1,0 +1,238 @@
+//! A model folder's JSON files, read with limits. In: a path. Out: typed fields; errors name the file and the field.
+
+#![warn(clippy::indexing_slicing)]
+
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::Error;
+
+/// The largest configuration file that is read.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// A model folder, with its `config.json` read.
+#[derive(Debug)]
+pub struct ModelDir {
+    dir: PathBuf,
+    config: Json,
+}
+
+impl ModelDir {
+    /// Reads `config.json`.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::TooLarge`], [`Error::Json`].
+    pub fn open(dir: &Path) -> Result<Self, Error> {
+        Ok(Self {
+            dir: dir.to_path_buf(),
+            config: Json::read(&dir.join("config.json"))?,
+        })
+    }
+
+    /// The folder.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(crate) fn config(&self) -> &Json {
+        &self.config
+    }
+
+    pub(crate) fn json(&self, name: &str) -> Result<Json, Error> {
+        Json::read(&self.dir.join(name))
+    }
+
+    /// `None` where the file does not exist.
+    pub(crate) fn optional_json(&self, name: &str) -> Result<Option<Json>, Error> {
+        if self.dir.join(name).exists() {
+            self.json(name).map(Some)
+        } else {
+            Ok(None)
+        }
+    }
+
+    /// The image processor's settings: `preprocessor_config.json`, or, as transformers 5 writes them, `processor_config.json`'s
+    /// `image_processor`.
+    pub(crate) fn image_processor(&self) -> Result<Json, Error> {
+        match self.optional_json("processor_config.json")? {
+            Some(processor) if !self.dir.join("preprocessor_config.json").exists() => {
+                match processor.get("image_processor") {
+                    Some(settings) => Ok(Json {
+                        path: processor.path.clone(),
+                        value: settings.clone(),
+                    }),
+                    None => self.json("preprocessor_config.json"),
+                }
+            }
+            _ => self.json("preprocessor_config.json"),
+        }
+    }
+
+    /// `generation_config.json`'s `eos_token_id`, else `config.json`'s; one id or a list, and none is fine.
+    pub(crate) fn eos_token_ids(&self) -> Result<Vec<i64>, Error> {
+        let generation = self.optional_json("generation_config.json")?;
+        for config in generation.iter().chain(std::iter::once(&self.config)) {
+            match config.get("eos_token_id") {
+                None | Some(Value::Null) => {}
+                Some(Value::Array(ids)) => {
+                    let ids: Option<Vec<i64>> = ids.iter().map(Value::as_i64).collect();
+                    return ids.ok_or_else(|| {
+                        config.field("eos_token_id", "a list of integers", "another list")
+                    });
+                }
+                Some(_) => return Ok(vec![config.integer("eos_token_id")?]),
+            }
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// One JSON file.
+#[derive(Debug, Clone)]
+pub(crate) struct Json {
+    path: PathBuf,
+    value: Value,
+}
+
+impl Json {
+    pub(crate) fn read(path: &Path) -> Result<Self, Error> {
+        let bytes = read_limited(path, MAX_CONFIG_BYTES)?;
+        let value = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+            path: path.to_path_buf(),
+            source,
+        })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            value,
+        })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// A field by its dotted name; `None` where any part of the way is missing.
+    pub(crate) fn get(&self, field: &str) -> Option<&Value> {
+        field
+            .split('.')
+            .try_fold(&self.value, |value, key| value.get(key))
+    }
+
+    pub(crate) fn string(&self, field: &str) -> Result<String, Error> {
+        self.typed(field, "a string", |value| value.as_str().map(str::to_owned))
+    }
+
+    pub(crate) fn integer(&self, field: &str) -> Result<i64, Error> {
+        self.typed(field, "an integer", Value::as_i64)
+    }
+
+    /// An integer in `1..=limit`, or `default` where the field is missing or null.
+    pub(crate) fn size_or(
+        &self,
+        field: &str,
+        default: usize,
+        limit: usize,
+    ) -> Result<usize, Error> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(value) => value
+                .as_u64()
+                .and_then(|size| usize::try_from(size).ok())
+                .filter(|size| (1..=limit).contains(size))
+                .ok_or_else(|| {
+                    self.field(
+                        field,
+                        &format!("an integer from 1 to {limit}"),
+                        &shown(value),
+                    )
+                }),
+        }
+    }
+
+    /// A finite number, or `default` where the field is missing or null.
+    pub(crate) fn number_or(&self, field: &str, default: f64) -> Result<f64, Error> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(_) => self.typed(field, "a finite number", |value| {
+                value.as_f64().filter(|number| number.is_finite())
+            }),
+        }
+    }
+
+    /// Three finite numbers, or `default` where the field is missing or null.
+    pub(crate) fn three_or(&self, field: &str, default: [f64; 3]) -> Result<[f64; 3], Error> {
+        match self.get(field) {
+            None | Some(Value::Null) => Ok(default),
+            Some(_) => self.typed(field, "three finite numbers", |value| {
+                let numbers: Option<Vec<f64>> = value
+                    .as_array()?
+                    .iter()
+                    .map(|item| item.as_f64().filter(|number| number.is_finite()))
+                    .collect();
+                numbers?.try_into().ok()
+            }),
+        }
+    }
+
+    /// Refuses a switch that is off: every family here needs it on.
+    pub(crate) fn must_be_on(&self, field: &str) -> Result<(), Error> {
+        match self.get(field) {
+            None | Some(Value::Null | Value::Bool(true)) => Ok(()),
+            Some(value) => Err(self.field(field, "true", &shown(value))),
+        }
+    }
+
+    pub(crate) fn field(&self, field: &str, expected: &str, found: &str) -> Error {
+        Error::Config {
+            path: self.path.clone(),
+            field: field.to_owned(),
+            expected: expected.to_owned(),
+            found: found.to_owned(),
+        }
+    }
+
+    fn typed<T>(
+        &self,
+        field: &str,
+        expected: &str,
+        read: impl Fn(&Value) -> Option<T>,
+    ) -> Result<T, Error> {
+        let value = self
+            .get(field)
+            .ok_or_else(|| self.field(field, expected, "nothing"))?;
+        read(value).ok_or_else(|| self.field(field, expected, &shown(value)))
+    }
+}
+
+/// A value as an error shows it: whole where short.
+pub(crate) fn shown(value: &Value) -> String {
+    let text = value.to_string();
+    match text.char_indices().nth(60) {
+        Some((cut, _)) => format!("{}…", text.get(..cut).unwrap_or_default()),
+        None => text,
+    }
+}
+
+/// A file's bytes, refused past `limit` before they are all in memory.
+pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut bytes = Vec::new();
+    std::fs::File::open(path)
+        .map_err(read)?
+        .take(limit + 1)
+        .read_to_end(&mut bytes)
+        .map_err(read)?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::TooLarge {
+            path: path.to_path_buf(),
+            limit,
+        });
+    }
+    Ok(bytes)
+}

@@ -1,0 +1,251 @@
+//! Why a model folder or a sample cannot be prepared.
+
+use std::path::PathBuf;
+
+/// Why a model folder or a sample cannot be prepared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A file is larger than what is read of its kind.
+    #[error("{}: larger than the limit of {limit} bytes", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: u64,
+    },
+    /// A configuration file is not JSON.
+    #[error("{}: not valid JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// A configuration field is missing, mistyped, or asks for what is not implemented.
+    #[error("{}: `{field}`: expected {expected}, found {found}", path.display())]
+    Config {
+        /// The file.
+        path: PathBuf,
+        /// The field, dotted.
+        field: String,
+        /// What it must be.
+        expected: String,
+        /// What it is.
+        found: String,
+    },
+    /// No family prepares inputs for this `model_type`.
+    #[error("{}: no preprocessing for model_type `{found}` (known: {known})", path.display())]
+    UnknownFamily {
+        /// `config.json`.
+        path: PathBuf,
+        /// Its `model_type`.
+        found: String,
+        /// The known ones.
+        known: String,
+    },
+    /// The folder holds no chat template.
+    #[error("{}: no chat template in chat_template.jinja, chat_template.json or tokenizer_config.json", dir.display())]
+    TemplateMissing {
+        /// The model folder.
+        dir: PathBuf,
+    },
+    /// The chat template does not parse.
+    #[error("{}: the chat template does not parse", path.display())]
+    TemplateSyntax {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// What minijinja said.
+        source: minijinja::Error,
+    },
+    /// The chat template failed, or ran past its limits.
+    #[error("{}: the chat template failed", path.display())]
+    TemplateRender {
+        /// The file that holds the template.
+        path: PathBuf,
+        /// What minijinja said.
+        source: minijinja::Error,
+    },
+    /// `tokenizer.json` is not a tokenizer.
+    #[error("{}: not a tokenizer that can be loaded", path.display())]
+    TokenizerLoad {
+        /// The file.
+        path: PathBuf,
+        /// What the tokenizers library said.
+        source: tokenizers::Error,
+    },
+    /// The tokenizer failed on a text or on ids.
+    #[error("{}: the tokenizer failed", path.display())]
+    Tokenize {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// What the tokenizers library said.
+        source: tokenizers::Error,
+    },
+    /// A library panicked on a file; contained.
+    #[error("{}: the {library} library panicked: {message}", path.display())]
+    Panic {
+        /// The file.
+        path: PathBuf,
+        /// Which library.
+        library: &'static str,
+        /// The panic's message.
+        message: String,
+    },
+    /// The file is no image of a kind that is read.
+    #[error("{}: expected a PNG, JPEG or WebP image, found {found}", path.display())]
+    ImageFormat {
+        /// The image.
+        path: PathBuf,
+        /// The format by its first bytes, or `unknown bytes`.
+        found: String,
+    },
+    /// The image's header claims more pixels than are decoded, or none.
+    #[error("{}: {width}×{height} pixels, the limit is {limit} pixels in all", path.display())]
+    ImageSize {
+        /// The image.
+        path: PathBuf,
+        /// Width in pixels, by the header.
+        width: u32,
+        /// Height in pixels, by the header.
+        height: u32,
+        /// Pixels.
+        limit: u64,
+    },
+    /// The image cannot be decoded.
+    #[error("{}: the image cannot be decoded", path.display())]
+    ImageDecode {
+        /// The image.
+        path: PathBuf,
+        /// What the decoder said.
+        source: ::image::ImageError,
+    },
+    /// The image is too long and thin for the processor (as in transformers).
+    #[error("{width}×{height} pixels: the aspect ratio must be at most {limit}")]
+    AspectRatio {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// The largest ratio.
+        limit: u32,
+    },
+    /// A filter that a backend does not have.
+    #[error("the {backend} backend has no {filter} filter")]
+    Filter {
+        /// The backend.
+        backend: &'static str,
+        /// The filter.
+        filter: &'static str,
+    },
+    /// A size that is no size: 0, or past what the arithmetic holds.
+    #[error("cannot resize {width}×{height} to {new_width}×{new_height}")]
+    ResizeSize {
+        /// Width in pixels.
+        width: usize,
+        /// Height in pixels.
+        height: usize,
+        /// Wanted width.
+        new_width: usize,
+        /// Wanted height.
+        new_height: usize,
+    },
+    /// The answer does not stand, unchanged, where the chat template puts the assistant's turn.
+    #[error("sample `{sample}`: answer not in the prompt: {reason}")]
+    AnswerNotInPrompt {
+        /// The sample.
+        sample: String,
+        /// What was expected and found.
+        reason: String,
+    },
+    /// The rendered text has another number of image placeholders than the sample has images.
+    #[error(
+        "sample `{sample}`: expected {expected} `{token}` in the rendered prompt, found {found}"
+    )]
+    PlaceholderCount {
+        /// The sample.
+        sample: String,
+        /// The placeholder.
+        token: String,
+        /// Images.
+        expected: usize,
+        /// Placeholders.
+        found: usize,
+    },
+    /// Image tokens and grids do not agree.
+    #[error("the image grids need {expected} image tokens, the prompt has {found}")]
+    ImageTokens {
+        /// By the grids.
+        expected: usize,
+        /// In the prompt.
+        found: usize,
+    },
+    /// Image features do not fit the embeddings that they are to be merged into.
+    #[error("image features: expected {expected}, found {found}")]
+    Features {
+        /// Shape or count wanted.
+        expected: String,
+        /// Shape or count found.
+        found: String,
+    },
+    /// A sample failed; the source says why.
+    #[error("sample `{sample}` cannot be prepared")]
+    Sample {
+        /// The sample.
+        sample: String,
+        /// Why.
+        source: Box<Error>,
+    },
+}
+
+impl Error {
+    /// Names the sample in an error that does not name it yet.
+    #[must_use]
+    pub(crate) fn in_sample(self, sample: &str) -> Self {
+        match self {
+            named @ (Self::AnswerNotInPrompt { .. }
+            | Self::PlaceholderCount { .. }
+            | Self::Sample { .. }) => named,
+            other => Self::Sample {
+                sample: sample.to_owned(),
+                source: Box::new(other),
+            },
+        }
+    }
+
+    /// What the user can do about it, where there is something to say.
+    #[must_use]
+    pub fn hint(&self) -> Option<String> {
+        let hint = match self {
+            Self::UnknownFamily { .. } => {
+                "give ready decoder inputs (`--feeds`) for a model of another family"
+            }
+            Self::TemplateMissing { .. } => {
+                "copy chat_template.jinja (or chat_template.json) from the original model's repository"
+            }
+            Self::TokenizerLoad { .. } => {
+                "copy tokenizer.json from the original model's repository"
+            }
+            Self::ImageFormat { .. } => "convert the image to PNG, JPEG or WebP",
+            Self::ImageSize { .. } => "scale the image down; the processor would do so in any case",
+            Self::AspectRatio { .. } => "crop the image",
+            Self::AnswerNotInPrompt { .. } => {
+                "the chat template must write the answer unchanged: trim whitespace around it, and remove special tokens from it"
+            }
+            Self::PlaceholderCount { .. } => {
+                "remove the image placeholder from the question and the answer; the template writes it"
+            }
+            Self::Sample { source, .. } => return source.hint(),
+            _ => return None,
+        };
+        Some(hint.to_owned())
+    }
+}

@@ -1,0 +1,168 @@
+//! Text ↔ token ids, by `tokenizer.json`. Out: ids with the byte range of the text that each covers.
+//!
+//! The `tokenizers` library can panic on hostile files (huggingface/tokenizers #2094, #2198): its calls are contained.
+
+#![warn(clippy::indexing_slicing)]
+
+use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+
+use super::Error;
+use super::config::read_limited;
+
+/// The largest `tokenizer.json` that is read; the largest in use (a 262,144-word vocabulary) has 33 MB.
+const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+
+/// A loaded `tokenizer.json`, without truncation or padding.
+#[derive(Debug)]
+pub struct Tokenizer {
+    path: PathBuf,
+    inner: tokenizers::Tokenizer,
+}
+
+/// A tokenized text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Encoded {
+    /// `[T]`.
+    pub ids: Vec<i64>,
+    /// `[T]`: the bytes of the text (before any normalization) that each token covers. Tokens may share bytes: a character
+    /// split over several tokens is covered by each of them. Tokens that stand for no text are empty.
+    pub offsets: Vec<Range<usize>>,
+}
+
+impl Tokenizer {
+    /// Loads a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// [`Error::Read`], [`Error::TooLarge`], [`Error::TokenizerLoad`], or [`Error::Panic`] where the library panicked.
+    pub fn open(path: &Path) -> Result<Self, Error> {
+        let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?;
+        let mut inner =
+            contained(path, || tokenizers::Tokenizer::from_bytes(&bytes))?.map_err(|source| {
+                Error::TokenizerLoad {
+                    path: path.to_path_buf(),
+                    source,
+                }
+            })?;
+        // transformers ignores what the file says about both, unless the caller asks for them.
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|source| Error::TokenizerLoad {
+                path: path.to_path_buf(),
+                source,
+            })?;
+        Ok(Self {
+            path: path.to_path_buf(),
+            inner,
+        })
+    }
+
+    /// Tokenizes a text, adding the special tokens that the tokenizer's post-processor adds (as transformers does by default).
+    ///
+    /// # Errors
+    /// [`Error::Tokenize`], [`Error::Panic`].
+    pub fn encode(&self, text: &str) -> Result<Encoded, Error> {
+        let encoding =
+            contained(&self.path, || self.inner.encode(text, true))?.map_err(|source| {
+                Error::Tokenize {
+                    path: self.path.clone(),
+                    source,
+                }
+            })?;
+        Ok(Encoded {
+            ids: encoding.get_ids().iter().map(|&id| i64::from(id)).collect(),
+            offsets: encoding
+                .get_offsets()
+                .iter()
+                .map(|&(start, end)| start..end)
+                .collect(),
+        })
+    }
+
+    /// The text of token ids.
+    ///
+    /// # Errors
+    /// [`Error::Tokenize`] (also for an id outside `u32`), [`Error::Panic`].
+    pub fn decode(&self, ids: &[i64], skip_special_tokens: bool) -> Result<String, Error> {
+        let failed = |source| Error::Tokenize {
+            path: self.path.clone(),
+            source,
+        };
+        let ids: Vec<u32> = ids
+            .iter()
+            .map(|&id| u32::try_from(id))
+            .collect::<Result<_, _>>()
+            .map_err(|error| failed(Box::new(error)))?;
+        contained(&self.path, || self.inner.decode(&ids, skip_special_tokens))?.map_err(failed)
+    }
+
+    /// The id of a token, where the vocabulary has it.
+    #[must_use]
+    pub fn token_to_id(&self, token: &str) -> Option<i64> {
+        self.inner.token_to_id(token).map(i64::from)
+    }
+
+    /// The token of an id, where the vocabulary has it.
+    #[must_use]
+    pub fn id_to_token(&self, id: i64) -> Option<String> {
+        self.inner.id_to_token(u32::try_from(id).ok()?)
+    }
+}
+
+fn contained<T>(path: &Path, call: impl FnOnce() -> T) -> Result<T, Error> {
+    catch_unwind(AssertUnwindSafe(call)).map_err(|payload| Error::Panic {
+        path: path.to_path_buf(),
+        library: "tokenizers",
+        message: panic_message(payload.as_ref()),
+    })
+}
+
+/// What a caught panic said.
+pub(crate) fn panic_message(payload: &(dyn std::any::Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned());
+    text.or_else(|| payload.downcast_ref::<String>().cloned())
+        .unwrap_or_else(|| "no message".to_owned())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    fn open(bytes: &[u8]) -> Result<Tokenizer, Error> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("tokenizer.json");
+        std::fs::write(&path, bytes).unwrap();
+        Tokenizer::open(&path)
+    }
+
+    #[test]
+    fn garbage_is_an_error_that_names_the_file() {
+        for bytes in [
+            &b""[..],
+            b"\xff\xfe",
+            b"null",
+            b"{}",
+            b"[1, 2]",
+            br#"{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": 4000000000}, "merges": [["a", "b"]]}}"#,
+            br#"{"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": ["x"]}}"#,
+        ] {
+            let error = open(bytes).unwrap_err();
+            assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_panic_of_the_library_is_an_error() {
+        let error =
+            contained(Path::new("tokenizer.json"), || panic!("bad merge {}", 3)).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "tokenizer.json: the tokenizers library panicked: bad merge 3"
+        );
+    }
+}
