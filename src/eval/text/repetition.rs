@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use super::words::words;
 
 /// seq-rep-n of Welleck et al. 2019, "Neural Text Generation with Unlikelihood Training" (arXiv
-/// 1908.04319, section 6): 1 − (distinct n-grams ÷ n-grams) of one answer.
+/// 1908.04319): 1 − (distinct n-grams ÷ n-grams) of one answer.
 ///
 /// In [0, 1), lower is better; 0 if no n-gram occurs twice. `None` if the answer has fewer than `n`
 /// words (or `n` is 0): then there is no n-gram to count. The paper counts model tokens; these are
