@@ -120,7 +120,9 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
         .unwrap_or(Orientation::NoTransforms)
 }
 
-/// Pillow's `convert("RGB")`: gray is repeated, alpha is dropped (not blended), of 16 bits the high byte stays. (Palettes are already resolved by the decoder.)
+/// Pillow's `convert("RGB")`: gray is repeated, alpha is dropped (not blended), and of 16-bit colour the high byte stays.
+/// 16-bit gray without alpha is *clipped* to 255, not scaled: that is what Pillow does, so that is what the model was shown.
+/// Palettes are resolved by the decoder.
 fn rgb(image: DynamicImage) -> Vec<u8> {
     let high = |sample: u16| sample.to_be_bytes()[0];
     match image {
@@ -137,7 +139,7 @@ fn rgb(image: DynamicImage) -> Vec<u8> {
         }
         DynamicImage::ImageLuma16(image) => image
             .pixels()
-            .flat_map(|pixel| [high(pixel.0[0]); 3])
+            .flat_map(|pixel| [u8::try_from(pixel.0[0]).unwrap_or(u8::MAX); 3])
             .collect(),
         DynamicImage::ImageLumaA16(image) => image
             .pixels()

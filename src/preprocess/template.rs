@@ -394,17 +394,14 @@ mod tests {
     fn generation_tags_render_what_they_hold() {
         let source =
             "a\n{%- generation %}\n b {% endgeneration -%}\n c{% generation %}d{%endgeneration%}";
-        assert_eq!(render(source).unwrap(), "a b c d".replace(" c d", "cd"));
+        assert_eq!(render(source).unwrap(), "a b cd");
     }
 
     #[test]
     fn python_methods_and_loop_controls_work() {
         let source = "{% set t = messages[0].content[0].text %}{{ t.strip() }}|{{ t.strip().split(' ')[1] }}|{{ t.startswith(' N') }}\
                       |{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}|{{ tools is none }}";
-        assert_eq!(
-            render(source).unwrap(),
-            "Näme <b>|<b>|True|01|True".replace("True", "true")
-        );
+        assert_eq!(render(source).unwrap(), "Näme <b>|<b>|True|01|True");
     }
 
     #[test]
