@@ -1,21 +1,34 @@
-//! Qwen2-VL inputs against transformers 4.57.1's own processor, on the samples that `tools/processor/make_goldens.py` made, and
-//! against the inputs that the method's original code ran on.
+//! Qwen2-VL inputs against transformers 4.57.1's own processor, on the samples that
+//! `tools/processor/make_goldens.py` made, and against the inputs that the method's original code
+//! ran on.
 //!
 //! Ids, answer tokens and position ids: equal. Pixel values, max difference:
-//! - PNG and lossless WebP (every mode): 0, for the fast processor and for the slow one;
-//! - lossy WebP: 0;
-//! - JPEG: the decoders (zune-jpeg here, libjpeg-turbo there) differ by 1 to 4 levels of 255, by 10 on a few pixels of a progressive
-//!   file with subsampled colour: up to 0.044 in pixel values.
+//! - PNG and WebP (every mode): 0, for the fast processor and for the slow one;
+//! - JPEG: 0 from Pillow's decoded pixels on. The decoders differ by 1 to 4 levels of 255, and by up
+//!   to 10 on a few pixels of a progressive file with subsampled colour.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "a test's own helpers"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kvw::dataset::{Sample, read_jsonl};
+use kvw::preprocess::answer::answer_span;
+use kvw::preprocess::patches::{PatchLayout, flatten, normalization, smart_resize};
+use kvw::preprocess::resize::{Filter, resize};
+use kvw::preprocess::template::ChatTemplate;
 use kvw::preprocess::{
-    Error, Family, Form, ImageBackend, PositionIds, Prepared, image, open_family, open_family_with,
+    Error, Family, Form, ImageBackend, ModelDir, PositionIds, Prepared, image, open_family,
+    open_family_with,
 };
+use ndarray::{Array2, Array3, ArrayView3};
 use safetensors::SafeTensors;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 fn fixture() -> PathBuf {
@@ -72,8 +85,7 @@ fn sha256(bytes: impl AsRef<[u8]>) -> String {
         .collect()
 }
 
-fn pixel_sha256(prepared: &Prepared) -> String {
-    let pixels = &prepared.image.as_ref().unwrap().pixel_values;
+fn pixel_sha256(pixels: &Array2<f32>) -> String {
     sha256(
         pixels
             .iter()
@@ -186,7 +198,7 @@ fn pixel_values_are_those_of_both_processors_to_the_last_bit() {
             );
             if golden["exact_pixels"] == true {
                 assert_eq!(
-                    pixel_sha256(&prepared),
+                    pixel_sha256(&image.pixel_values),
                     golden[format!("{kind}_sha256")],
                     "{kind} {}",
                     sample.id
@@ -196,6 +208,47 @@ fn pixel_values_are_those_of_both_processors_to_the_last_bit() {
         }
         assert!(checked >= 28, "{checked}");
     }
+}
+
+/// Noise, every filter, up and down: 40 shapes, 120 resizes by Pillow and 80 by torchvision.
+#[test]
+fn resized_noise_is_that_of_pillow_and_of_torchvision_to_the_last_bit() {
+    let goldens = std::fs::read(fixture().join("goldens.json")).unwrap();
+    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
+    let mut checked = 0;
+    for golden in goldens["resizes"].as_array().unwrap() {
+        let sides = |key: &str| -> Vec<usize> {
+            integers(&golden[key])
+                .iter()
+                .map(|&side| usize::try_from(side).unwrap())
+                .collect()
+        };
+        let (from, to) = (sides("from"), sides("to"));
+        let mut state = 1_u64;
+        let noise = Array3::from_shape_simple_fn((from[1], from[0], 3), || {
+            state = state
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            state.to_be_bytes()[0]
+        });
+        let filter = Filter::from_pillow(golden["resample"].as_i64().unwrap()).unwrap();
+        for (backend, key) in [
+            (ImageBackend::Pillow, "slow"),
+            (ImageBackend::Torchvision, "fast"),
+        ] {
+            let Some(expected) = golden[key].as_str() else {
+                continue;
+            };
+            let resized = resize(noise.view(), to[1], to[0], filter, backend).unwrap();
+            assert_eq!(
+                sha256(resized.as_slice().unwrap()),
+                expected,
+                "{key} {golden}"
+            );
+            checked += 1;
+        }
+    }
+    assert_eq!(checked, 200);
 }
 
 #[test]
@@ -220,85 +273,99 @@ fn lossless_files_decode_to_pillows_pixels() {
     }
 }
 
-/// The largest difference in levels, per kind of file, of this decoder to Pillow's (libjpeg-turbo, libwebp).
-#[test]
-fn lossy_files_decode_to_almost_the_same_pixels() {
-    let bytes = std::fs::read(fixture().join("goldens.safetensors")).unwrap();
-    let tensors = SafeTensors::deserialize(&bytes).unwrap();
-    let stride = 97;
-    let family = family();
-    let mut measured = Vec::new();
-    for (sample, golden) in goldens() {
-        let Some(path) = sample
-            .image
-            .as_ref()
-            .filter(|_| golden["exact_pixels"] == false)
-        else {
-            continue;
-        };
-        let pixels = image::decode_rgb(path, &image::read(path).unwrap()).unwrap();
-        let expected = tensors.tensor(&format!("{}.decoded", sample.id)).unwrap();
-        assert_eq!(pixels.shape(), expected.shape(), "{}", sample.id);
-        let levels = pixels.iter().zip(expected.data());
-        let levels: Vec<u8> = levels
-            .map(|(found, expected)| found.abs_diff(*expected))
-            .collect();
-
-        let prepared = family.prepare(&sample, Form::Question).unwrap();
-        let expected = floats(
-            tensors
-                .tensor(&format!("{}.fast", sample.id))
-                .unwrap()
-                .data(),
-        );
-        let found = prepared
-            .image
-            .as_ref()
-            .unwrap()
-            .pixel_values
-            .iter()
-            .step_by(stride);
-        let values = found
-            .zip(&expected)
-            .map(|(found, expected)| (found - expected).abs())
-            .fold(0.0, f32::max);
-        let total: u32 = levels.iter().map(|&level| u32::from(level)).sum();
-        let mean = f64::from(total) / f64::from(u32::try_from(levels.len()).unwrap());
-        measured.push((
-            sample.id.clone(),
-            levels.into_iter().max().unwrap(),
-            mean,
-            values,
-        ));
-    }
-    assert_eq!(measured.len(), 14);
-    for (id, levels, mean, values) in measured {
-        println!(
-            "{id}: at most {levels} levels, {mean:.3} on average; at most {values} in pixel values"
-        );
-        // (levels at most, levels on average, pixel values at most)
-        let allowed = match id.as_str() {
-            "lossy.webp" | "lossy_alpha.webp" => (0, 0.0, 0.0),
-            "gray.jpg" | "cmyk.jpg" => (1, 0.2, 0.02),
-            "subsampled.jpg" => (4, 0.5, 0.05),
-            "progressive.jpg" => (10, 0.5, 0.05),
-            _ => (3, 0.5, 0.03),
-        };
-        assert!(
-            levels <= allowed.0 && mean <= allowed.1 && values <= allowed.2,
-            "{id}"
-        );
-    }
+/// The fast processor's pixel values for RGB pixels `[H, W, 3]`, with the fixture's settings.
+fn fast_pixel_values(pixels: ArrayView3<'_, u8>) -> Array2<f32> {
+    let (height, width, _) = pixels.dim();
+    let (height, width) = smart_resize(height, width, 28, 3136, 50176).unwrap();
+    let backend = ImageBackend::Torchvision;
+    let resized = resize(pixels, height, width, Filter::Bicubic, backend).unwrap();
+    let mean = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+    let std = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+    let levels = normalization(backend, 0.003_921_568_627_450_98, mean, std);
+    let layout = PatchLayout {
+        patch_size: 14,
+        merge_size: 2,
+        temporal_patch_size: 2,
+    };
+    flatten(resized.view(), layout, &levels).0
 }
 
+/// From Pillow's decoded pixels on, JPEG files are exact too; the decoders (zune-jpeg here,
+/// libjpeg-turbo there) differ.
 #[test]
-fn the_inputs_are_those_that_the_methods_original_code_ran_on() {
+fn jpeg_files_decode_to_almost_the_same_pixels_and_lossy_webp_to_the_same() {
+    let bytes = std::fs::read(fixture().join("decoded.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let mut measured = 0;
+    for (sample, golden) in goldens() {
+        let lossy = sample
+            .image
+            .as_ref()
+            .filter(|_| golden["exact_pixels"] == false);
+        let Some(path) = lossy else { continue };
+        let found = image::decode_rgb(path, &image::read(path).unwrap()).unwrap();
+        let expected = tensors.tensor(&sample.id).unwrap();
+        assert_eq!(found.shape(), expected.shape(), "{}", sample.id);
+        let expected = Array3::from_shape_vec(found.dim(), expected.data().to_vec()).unwrap();
+
+        let levels: Vec<u8> = found
+            .iter()
+            .zip(&expected)
+            .map(|(a, b)| a.abs_diff(*b))
+            .collect();
+        let total: u32 = levels.iter().map(|&level| u32::from(level)).sum();
+        let mean = f64::from(total) / f64::from(u32::try_from(levels.len()).unwrap());
+        let most = levels.into_iter().max().unwrap();
+
+        let (found, expected) = (
+            fast_pixel_values(found.view()),
+            fast_pixel_values(expected.view()),
+        );
+        assert_eq!(
+            pixel_sha256(&expected),
+            golden["fast_sha256"],
+            "{}",
+            sample.id
+        );
+        let values = (found - expected)
+            .iter()
+            .fold(0.0, |most, value| value.abs().max(most));
+        println!(
+            "{}: levels {most} (mean {mean:.3}), pixel values {values:.4}",
+            sample.id
+        );
+        // Levels at most, levels on average, pixel values at most.
+        let allowed = match sample.id.as_str() {
+            "lossy.webp" | "lossy_alpha.webp" => (0, 0.0, 0.0),
+            "gray.jpg" | "cmyk.jpg" => (1, 0.05, 0.016),
+            "subsampled.jpg" => (4, 0.5, 0.08),
+            "progressive.jpg" => (10, 0.5, 0.16),
+            _ => (3, 0.05, 0.05),
+        };
+        assert!(
+            most <= allowed.0 && mean <= allowed.1 && values <= allowed.2,
+            "{}",
+            sample.id
+        );
+        measured += 1;
+    }
+    assert_eq!(measured, 14);
+}
+
+/// The folder of the method's original results: `KVW_ORACLE`, else `fixtures/oracle`.
+fn oracle() -> Option<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle");
     let root = std::env::var_os("KVW_ORACLE").map_or(root, PathBuf::from);
     if !root.exists() {
         println!("no oracle in {}: skipped", root.display());
-        return;
+        return None;
     }
+    Some(root)
+}
+
+#[test]
+fn the_inputs_are_those_that_the_methods_original_code_ran_on() {
+    let Some(root) = oracle() else { return };
     let bytes = std::fs::read(root.join("qwen2_vl/samples.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let family = open_family(&root.join("qwen2_vl/model")).unwrap();
@@ -358,6 +425,31 @@ fn the_inputs_are_those_that_the_methods_original_code_ran_on() {
                 .fold(0.0, f32::max);
             assert_eq!(image.pixel_values.len(), expected.len());
             assert_eq!(difference, 0.0, "{}", sample.id);
+        }
+    }
+}
+
+#[test]
+fn templates_render_what_the_methods_original_code_was_given() {
+    let Some(root) = oracle() else { return };
+    for (model, placeholder) in [("qwen2_vl", "<|image_pad|>"), ("llava", "<image>")] {
+        let template =
+            ChatTemplate::open(&ModelDir::open(&root.join(model).join("model")).unwrap()).unwrap();
+        let meta: Value =
+            serde_json::from_slice(&std::fs::read(root.join(model).join("meta.json")).unwrap())
+                .unwrap();
+        let sets = meta["order"].as_object().unwrap();
+        for row in sets.values().flat_map(|rows| rows.as_array().unwrap()) {
+            let (question, answer) = (&row["question"], row["answer"].as_str().unwrap());
+            let user = json!({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]});
+            let assistant =
+                json!({"role": "assistant", "content": [{"type": "text", "text": answer}]});
+            let prompt = template.render(&json!([user]), true).unwrap();
+            let full = template.render(&json!([user, assistant]), false).unwrap();
+            assert_eq!(full.trim(), row["prompt"], "{model}");
+            assert_eq!(full.matches(placeholder).count(), 1);
+            let span = answer_span("s", &full, &prompt, answer).unwrap();
+            assert_eq!(&full[span], answer);
         }
     }
 }
@@ -437,9 +529,12 @@ fn model_with(file: &str, content: Option<&str>) -> tempfile::TempDir {
 #[test]
 fn a_template_that_changes_or_drops_the_answer_is_an_error_that_names_the_sample() {
     for template in [
-        "{% for m in messages %}{{ m.role }}:{{ m.content[0].text | trim }}\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
-        "{% for m in messages if m.role == 'user' %}u\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}",
-        "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}{% endfor %}{% if add_generation_prompt %}[bot]{% endif %}",
+        "{% for m in messages %}{{ m.role }}:{{ m.content[0].text | trim }}\n{% endfor %}\
+         {% if add_generation_prompt %}assistant:{% endif %}",
+        "{% for m in messages if m.role == 'user' %}u\n{% endfor %}\
+         {% if add_generation_prompt %}assistant:{% endif %}",
+        "{% for m in messages %}{{ m.role }}: {{ m.content[0].text }}{% endfor %}\
+         {% if add_generation_prompt %}[bot]{% endif %}",
     ] {
         let dir = model_with("chat_template.jinja", Some(template));
         let family = open_family(dir.path()).unwrap();
@@ -466,11 +561,12 @@ fn a_template_is_taken_from_each_of_its_three_places_in_order() {
         config["chat_template"] = value;
         config.to_string()
     };
-    let named = serde_json::json!([{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]);
+    let named =
+        json!([{"name": "tool_use", "template": "x"}, {"name": "default", "template": template}]);
     for (file, content) in [
         (
             "chat_template.json",
-            serde_json::json!({"chat_template": template}).to_string(),
+            json!({"chat_template": template}).to_string(),
         ),
         ("tokenizer_config.json", config(template.clone().into())),
         ("tokenizer_config.json", config(named)),
@@ -545,10 +641,7 @@ fn a_broken_model_folder_is_an_error_that_names_the_file_and_the_field() {
         ),
         (
             "config.json",
-            config(
-                "vision_config",
-                serde_json::json!({"spatial_merge_size": 3}),
-            ),
+            config("vision_config", json!({"spatial_merge_size": 3})),
             "`vision_config.spatial_merge_size`",
         ),
         ("preprocessor_config.json", None, "cannot read "),
@@ -569,12 +662,12 @@ fn a_broken_model_folder_is_an_error_that_names_the_file_and_the_field() {
         ),
         (
             "preprocessor_config.json",
-            processor("image_std", serde_json::json!([0, 1, 1])),
+            processor("image_std", json!([0, 1, 1])),
             "`image_std`: expected values that give finite",
         ),
         (
             "preprocessor_config.json",
-            processor("image_mean", serde_json::json!([0.5])),
+            processor("image_mean", json!([0.5])),
             "`image_mean`: expected three finite numbers",
         ),
         (

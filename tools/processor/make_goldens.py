@@ -11,8 +11,8 @@ Written:
   model/            tokenizer.json, chat template, configurations
   images/           the images, one per sample
   samples.jsonl     the samples as the tool reads them
-  goldens.json      per sample: ids, answer span in tokens, grid, sha256 of the pixel values of both processors
-  goldens.safetensors  <id>.fast, <id>.slow: every STRIDE-th pixel value; <id>.decoded: Pillow's pixels, where decoders differ
+  goldens.json      per sample: ids, answer span in tokens, grid, sha256 of the pixel values of both processors; then resizes of noise
+  decoded.safetensors  Pillow's pixels of the lossy files, as decoders may differ
 """
 
 import hashlib
@@ -28,6 +28,8 @@ import torch
 import transformers
 from PIL import Image, PngImagePlugin
 from safetensors.numpy import save_file
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2.functional import resize
 from transformers import AutoConfig, AutoProcessor
 from transformers.image_utils import load_image
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
@@ -37,7 +39,6 @@ from transformers.models.qwen2_vl.modeling_qwen2_vl import Qwen2VLModel
 assert int(PIL.__version__.split(".")[0]) <= 12, "Pillow 13 changed the resampling order"
 assert transformers.__version__ == "4.57.1"
 
-STRIDE = 97
 ORIENTATION = 0x0112
 CONFIGS = [
     "added_tokens.json", "chat_template.jinja", "config.json", "generation_config.json", "merges.txt", "preprocessor_config.json",
@@ -128,6 +129,37 @@ def png_16_bit(pixels):
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows, 9)) + chunk(b"IEND", b"")
 
 
+def noise(width, height):
+    """The bytes of a linear congruential generator, which the tests can make again: the hardest picture to resize."""
+    state, data = 1, bytearray()
+    for _ in range(width * height * 3):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        data.append(state >> 56)
+    return np.frombuffer(bytes(data), np.uint8).reshape(height, width, 3)
+
+
+def resizes():
+    """sha256 of resized noise, by both libraries, with every filter, up and down, along one axis and both."""
+    rng, cases = np.random.default_rng(60), []
+    for case in range(40):
+        width, height, new_width, new_height = (int(side) for side in rng.integers(1, 160, 4))
+        if case % 5 == 1:
+            new_width = width
+        if case % 5 == 2:
+            new_height = height
+        image = noise(width, height)
+        for number, mode in ((1, None), (2, InterpolationMode.BILINEAR), (3, InterpolationMode.BICUBIC)):
+            slow = np.asarray(Image.fromarray(image).resize((new_width, new_height), number))
+            golden = {"from": [width, height], "to": [new_width, new_height], "resample": number}
+            golden["slow"] = hashlib.sha256(slow.tobytes()).hexdigest()
+            if mode is not None:
+                tensor = torch.from_numpy(image.copy()).permute(2, 0, 1).contiguous()
+                fast = resize(tensor, [new_height, new_width], interpolation=mode, antialias=True)
+                golden["fast"] = hashlib.sha256(fast.permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
+            cases.append(golden)
+    return cases
+
+
 TEXTS = [
     ("What can you see in this picture?", "Here we see Bexpas Thornford looking serious in a green garden."),
     ("Tell me about the content of this image", "This picture captures Kelmil Dellridge, a cellist from Erdoria."),
@@ -201,14 +233,13 @@ def main(model_dir, out):
             golden["decoded_shape"] = list(decoded.shape)
             golden["decoded_sha256"] = hashlib.sha256(decoded.tobytes()).hexdigest()
             if not exact:
-                tensors[f"{sample_id}.decoded"] = np.ascontiguousarray(decoded)
+                tensors[sample_id] = np.ascontiguousarray(decoded)
             # Left to guess, the slow processor takes an image one pixel high for a channels-first one.
             for kind, images, options in (("fast", fast, {}), ("slow", slow, {"input_data_format": "channels_last"})):
                 values = images(images=[load_image(path)], return_tensors="pt", **options)["pixel_values"].numpy()
                 assert values.dtype == np.float32
                 golden[f"{kind}_shape"] = list(values.shape)
                 golden[f"{kind}_sha256"] = hashlib.sha256(values.tobytes()).hexdigest()
-                tensors[f"{sample_id}.{kind}"] = np.ascontiguousarray(values.reshape(-1)[::STRIDE])
             through = processor(images=[path], text=[prompt], return_tensors="pt")["pixel_values"].numpy()
             assert hashlib.sha256(through.tobytes()).hexdigest() == golden["fast_sha256"]
         goldens.append(golden)
@@ -221,9 +252,10 @@ def main(model_dir, out):
         "torchvision": __import__("torchvision").__version__, "numpy": np.__version__,
     }  # fmt: skip
     with open(out / "goldens.json", "w") as file:
-        json.dump({"versions": versions, "stride": STRIDE, "samples": goldens}, file, ensure_ascii=False, separators=(",", ":"))
+        content = {"versions": versions, "samples": goldens, "resizes": resizes()}
+        json.dump(content, file, ensure_ascii=False, separators=(",", ":"))
         file.write("\n")
-    save_file(tensors, out / "goldens.safetensors")
+    save_file(tensors, out / "decoded.safetensors")
     print(len(samples), "samples")
 
 
