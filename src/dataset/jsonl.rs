@@ -1,5 +1,5 @@
-//! JSONL → samples. In: a path. Out: a [`Dataset`]. Blank lines, CRLF and a byte order mark are fine; whatever else is
-//! wrong is reported with its line.
+//! JSONL → samples. In: a path. Out: a [`Dataset`]. Blank lines, CRLF and a byte order mark are
+//! fine; whatever else is wrong is reported with its line.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -12,14 +12,15 @@ use sha2::{Digest, Sha256};
 
 use super::{Dataset, Error, Sample, hex};
 
-/// The largest JSONL file that is read: a million long captions fit; a model file named by mistake does not.
+/// The largest JSONL file that is read: a million long captions fit; a model file named by mistake
+/// does not.
 pub const MAX_FILE_BYTES: u64 = 512 << 20;
 
 /// Reads a JSONL file of samples and checks that every image is there.
 ///
 /// # Errors
-/// [`Error`], naming the file and the line: not JSON, a missing or mistyped column, an empty answer, a missing image, an id
-/// used twice, or no sample at all.
+/// [`Error`], naming the file and the line: not JSON, a missing or mistyped column, an empty
+/// answer, a missing image, an id used twice, or no sample at all.
 pub fn read_jsonl(path: &Path) -> Result<Dataset, Error> {
     let read = |source| Error::Read {
         path: path.to_path_buf(),

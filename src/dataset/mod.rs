@@ -1,11 +1,13 @@
 //! Samples: what the model is asked about an image, and what it answers.
 //!
-//! In: a JSONL file, one sample a line: `{"image": path or null, "question": …, "answer": …}`, with `name`, `id` and
-//! `facts` optional. Out: [`Sample`]s in file order, image paths resolved against the file's own folder.
+//! In: a JSONL file, one sample a line: `{"image": path or null, "question": …, "answer": …}`, with
+//! `name`, `id` and `facts` optional. Out: [`Sample`]s in file order, image paths resolved against
+//! the file's own folder.
 //!
-//! Promised: every sample has a unique id and a non-empty answer, and every image was a readable file when the dataset was
-//! read (it is not decoded here). Every complaint names the file and the line. Columns that `kvw` does not know are left
-//! to their owner; a known column of the wrong type is an error.
+//! Promised: every sample has a unique id and a non-empty answer, and every image was a readable
+//! file when the dataset was read (it is not decoded here). Every complaint names the file and the
+//! line. Columns that `kvw` does not know are left to their owner; a known column of the wrong type
+//! is an error.
 
 mod jsonl;
 
@@ -17,7 +19,8 @@ use sha2::{Digest, Sha256};
 
 pub use jsonl::{MAX_FILE_BYTES, read_jsonl};
 
-/// One question about one image (or about none), with the answer that the model is to forget or to keep.
+/// One question about one image (or about none), with the answer that the model is to forget or to
+/// keep.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Sample {
     /// Unique in its dataset; `<file stem>:<line>` where the row has no `id`.
@@ -30,7 +33,8 @@ pub struct Sample {
     pub answer: String,
     /// The person (or thing) that the sample is about.
     pub name: Option<String>,
-    /// Facts by kind, as in `{"job": "jeweller", "town": "Lodiskar"}`; empty where the row has none.
+    /// Facts by kind, as in `{"job": "jeweller", "town": "Lodiskar"}`; empty where the row has
+    /// none.
     pub facts: BTreeMap<String, String>,
 }
 
@@ -41,13 +45,15 @@ pub struct Dataset {
     pub path: PathBuf,
     /// At least one sample.
     pub samples: Vec<Sample>,
-    /// SHA-256 of the JSONL file's bytes, lowercase hex. It does not cover the images: see [`Dataset::content_sha256`].
+    /// SHA-256 of the JSONL file's bytes, lowercase hex. It does not cover the images: see
+    /// [`Dataset::content_sha256`].
     pub sha256: String,
 }
 
 impl Dataset {
-    /// SHA-256 (lowercase hex) over everything that the samples mean to a model: the JSONL file's digest, then, for every
-    /// sample in file order, the 32-byte digest of its image's bytes (32 zero bytes for a text-only sample).
+    /// SHA-256 (lowercase hex) over everything that the samples mean to a model: the JSONL file's
+    /// digest, then, for every sample in file order, the 32-byte digest of its image's bytes (32
+    /// zero bytes for a text-only sample).
     ///
     /// # Errors
     /// [`Error::Read`] where an image can no longer be read.
@@ -186,18 +192,26 @@ impl Error {
     /// What the user can do about it, where there is something to say.
     #[must_use]
     pub fn hint(&self) -> Option<String> {
-        match self {
-            Self::Read { .. } | Self::TooLarge { .. } => None,
-            Self::Empty { .. } => Some("a sample is one line: {\"image\": \"face.png\", \"question\": \"…\", \"answer\": \"…\"}".into()),
-            Self::NotUtf8 { .. } => Some("save the file as UTF-8 (a byte order mark is fine)".into()),
-            Self::BrokenLine { .. } => Some("JSONL holds one whole JSON object a line, without commas between the lines".into()),
-            Self::Field { field, .. } if field == "question" || field == "answer" || field == "(the row)" => {
-                Some("a row needs `question` and `answer`; `image`, `name`, `id` and `facts` are optional".into())
+        let hint = match self {
+            Self::Read { .. } | Self::TooLarge { .. } => return None,
+            Self::Empty { .. } => {
+                r#"a sample is one line: {"image": "face.png", "question": "…", "answer": "…"}"#
             }
-            Self::Field { .. } => None,
-            Self::EmptyAnswer { .. } => Some("remove the row, or give it the answer that the model is to forget or to keep".into()),
-            Self::DuplicateId { .. } => Some("leave `id` out to have one made from the file name and the line".into()),
-            Self::Image { .. } => Some("image paths are relative to the folder of the JSONL file".into()),
-        }
+            Self::NotUtf8 { .. } => "save the file as UTF-8 (a byte order mark is fine)",
+            Self::BrokenLine { .. } => {
+                "JSONL holds one whole JSON object a line, without commas between the lines"
+            }
+            Self::Field { .. } => {
+                "a row needs `question` and `answer`; `image`, `name`, `id` and `facts` are optional"
+            }
+            Self::EmptyAnswer { .. } => {
+                "remove the row, or give it the answer that the model is to forget or to keep"
+            }
+            Self::DuplicateId { .. } => {
+                "leave `id` out to have one made from the file name and the line"
+            }
+            Self::Image { .. } => "image paths are relative to the folder of the JSONL file",
+        };
+        Some(hint.to_owned())
     }
 }

@@ -1,10 +1,11 @@
-//! Which tokens are the answer. In: the conversation rendered with and without the answer, and the answer. Out: the answer's
-//! bytes, and the positions that predict its tokens.
+//! Which tokens are the answer. In: the conversation rendered with and without the answer, and the
+//! answer. Out: the answer's bytes, and the positions that predict its tokens.
 //!
-//! The rule: the full rendering starts with the generation prompt; what follows it starts with the answer (after whitespace
-//! that the template puts between); the span is the answer's bytes and no more, so an end-of-turn token does not
-//! count. A token counts if it covers a byte of the span. Whatever does not fit is an error that names the sample: the method's
-//! original code counts *every* token then.
+//! The rule: the full rendering starts with the generation prompt; what follows it starts with the
+//! answer (after whitespace that the template puts between); the span is the answer's bytes and no
+//! more, so an end-of-turn token does not count. A token counts if it covers a byte of the span.
+//! Whatever does not fit is an error that names the sample: the method's original code counts
+//! *every* token then.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -18,8 +19,8 @@ use super::tokenizer::Encoded;
 /// `full` is the rendering with the answer, `prompt` the rendering up to the generation prompt.
 ///
 /// # Errors
-/// [`Error::AnswerNotInPrompt`] where the template drops, trims or changes the answer, or begins the assistant's turn in another
-/// way than its generation prompt does.
+/// [`Error::AnswerNotInPrompt`] where the template drops, trims or changes the answer, or begins
+/// the assistant's turn in another way than its generation prompt does.
 pub fn answer_span(
     sample: &str,
     full: &str,
@@ -65,7 +66,8 @@ pub struct AnswerTokens {
 /// Finds the tokens that cover a byte of `span`.
 ///
 /// # Errors
-/// [`Error::AnswerNotInPrompt`] where no token does, or where the first token of all does: nothing predicts it.
+/// [`Error::AnswerNotInPrompt`] where no token does, or where the first token of all does: nothing
+/// predicts it.
 pub fn answer_tokens(
     sample: &str,
     encoded: &Encoded,

@@ -1,4 +1,5 @@
-//! A model folder's JSON files, read with limits. In: a path. Out: typed fields; errors name the file and the field.
+//! A model folder's JSON files, read with limits. In: a path. Out: typed fields; errors name the
+//! file and the field.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -54,8 +55,8 @@ impl ModelDir {
         }
     }
 
-    /// The image processor's settings: `preprocessor_config.json`, or, as transformers 5 writes them, `processor_config.json`'s
-    /// `image_processor`.
+    /// The image processor's settings: `preprocessor_config.json`, or, as transformers 5 writes
+    /// them, `processor_config.json`'s `image_processor`.
     pub(crate) fn image_processor(&self) -> Result<Json, Error> {
         match self.optional_json("processor_config.json")? {
             Some(processor) if !self.dir.join("preprocessor_config.json").exists() => {
@@ -71,7 +72,8 @@ impl ModelDir {
         }
     }
 
-    /// `generation_config.json`'s `eos_token_id`, else `config.json`'s; one id or a list, and none is fine.
+    /// `generation_config.json`'s `eos_token_id`, else `config.json`'s; one id or a list, and none
+    /// is fine.
     pub(crate) fn eos_token_ids(&self) -> Result<Vec<i64>, Error> {
         let generation = self.optional_json("generation_config.json")?;
         for config in generation.iter().chain(std::iter::once(&self.config)) {

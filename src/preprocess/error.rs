@@ -53,7 +53,7 @@ pub enum Error {
         known: String,
     },
     /// The folder holds no chat template.
-    #[error("{}: no chat template in chat_template.jinja, chat_template.json or tokenizer_config.json", dir.display())]
+    #[error("{}: no chat_template.jinja, chat_template.json or `chat_template`", dir.display())]
     TemplateMissing {
         /// The model folder.
         dir: PathBuf,
@@ -229,7 +229,7 @@ impl Error {
                 "give ready decoder inputs (`--feeds`) for a model of another family"
             }
             Self::TemplateMissing { .. } => {
-                "copy chat_template.jinja (or chat_template.json) from the original model's repository"
+                "copy chat_template.jinja from the original model's repository"
             }
             Self::TokenizerLoad { .. } => {
                 "copy tokenizer.json from the original model's repository"
@@ -238,10 +238,10 @@ impl Error {
             Self::ImageSize { .. } => "scale the image down; the processor would do so in any case",
             Self::AspectRatio { .. } => "crop the image",
             Self::AnswerNotInPrompt { .. } => {
-                "the chat template must write the answer unchanged: trim whitespace around it, and remove special tokens from it"
+                "the chat template must write the answer unchanged: trim the whitespace around it"
             }
             Self::PlaceholderCount { .. } => {
-                "remove the image placeholder from the question and the answer; the template writes it"
+                "remove the placeholder from the question and the answer; the template writes it"
             }
             Self::Sample { source, .. } => return source.hint(),
             _ => return None,

@@ -7,15 +7,16 @@ use ndarray::{Array2, Array3, ArrayView2};
 
 use super::{Error, ImageInputs, ImageKey};
 
-/// The features of every image seen so far. The vision encoder does not depend on the gates, so one run of it per image serves
-/// a whole job.
+/// The features of every image seen so far. The vision encoder does not depend on the gates, so one
+/// run of it per image serves a whole job.
 #[derive(Debug, Default)]
 pub struct FeatureCache {
     by_key: HashMap<ImageKey, Array2<f32>>,
 }
 
 impl FeatureCache {
-    /// The features `[N, D]` of an image: those kept under its key, or what `encode` (the vision encoder) makes of it now.
+    /// The features `[N, D]` of an image: those kept under its key, or what `encode` (the vision
+    /// encoder) makes of it now.
     ///
     /// # Errors
     /// What `encode` returns; nothing is kept then.
@@ -43,9 +44,11 @@ impl FeatureCache {
     }
 }
 
-/// Replaces, in order, the embedding of every image token by a row of `features` (transformers' `masked_scatter`).
+/// Replaces, in order, the embedding of every image token by a row of `features` (transformers'
+/// `masked_scatter`).
 ///
-/// `inputs_embeds` is `[1, T, D]`, `input_ids` is `[T]`, `features` is `[N, D]` with `N` the number of image tokens.
+/// `inputs_embeds` is `[1, T, D]`, `input_ids` is `[T]`, `features` is `[N, D]` with `N` the number
+/// of image tokens.
 ///
 /// # Errors
 /// [`Error::Features`] where a shape or the count does not fit; `inputs_embeds` is untouched then.

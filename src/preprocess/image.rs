@@ -1,9 +1,10 @@
-//! Image file → upright RGB pixels, as transformers' `load_image` gets them from Pillow: open, `ImageOps.exif_transpose`,
-//! `convert("RGB")`.
+//! Image file → upright RGB pixels, as transformers' `load_image` gets them from Pillow: open,
+//! `ImageOps.exif_transpose`, `convert("RGB")`.
 //!
-//! The format is told by the first bytes, never by the name. The header's size is checked before pixels are allocated, and a
-//! panic of a decoder is contained. PNG and lossless WebP decode to Pillow's pixels exactly; for JPEG and lossy WebP,
-//! decoders differ (`tests/preprocess_qwen2_vl.rs` states by how much).
+//! The format is told by the first bytes, never by the name. The header's size is checked before
+//! pixels are allocated, and a panic of a decoder is contained. PNG and WebP decode to Pillow's
+//! pixels exactly; JPEG decoders round differently (`tests/preprocess_qwen2_vl.rs` states by how
+//! much).
 
 #![warn(clippy::indexing_slicing)]
 
@@ -25,7 +26,8 @@ use super::tokenizer::panic_message;
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
 /// The most pixels that are decoded: 8192 × 8192. Processors scale far below that.
 pub const MAX_PIXELS: u64 = 1 << 26;
-/// What a decoder may allocate: `MAX_PIXELS` in the widest layout (16-bit RGBA), and as much again for working memory.
+/// What a decoder may allocate: `MAX_PIXELS` in the widest layout (16-bit RGBA), and as much again
+/// for working memory.
 const MAX_ALLOCATION: u64 = 2 * 8 * MAX_PIXELS;
 
 /// The bytes of an image file.
@@ -36,10 +38,12 @@ pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
     read_limited(path, MAX_FILE_BYTES)
 }
 
-/// Decodes a PNG, JPEG or WebP file to upright RGB, `[H, W, 3]`. `path` is for errors only. Of an animation, the first frame.
+/// Decodes a PNG, JPEG or WebP file to upright RGB, `[H, W, 3]`. `path` is for errors only. Of an
+/// animation, the first frame.
 ///
 /// # Errors
-/// [`Error::ImageFormat`], [`Error::ImageSize`], [`Error::ImageDecode`], or [`Error::Panic`] where a decoder panicked.
+/// [`Error::ImageFormat`], [`Error::ImageSize`], [`Error::ImageDecode`], or [`Error::Panic`] where
+/// a decoder panicked.
 pub fn decode_rgb(path: &Path, bytes: &[u8]) -> Result<Array3<u8>, Error> {
     catch_unwind(AssertUnwindSafe(|| decode(path, bytes))).unwrap_or_else(|payload| {
         Err(Error::Panic {
@@ -96,7 +100,8 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Array3<u8>, Error> {
     })
 }
 
-/// The orientation by Exif, else by XMP, as Pillow's `getexif` looks for it. Broken metadata is no orientation, as in Pillow.
+/// The orientation by Exif, else by XMP, as Pillow's `getexif` looks for it. Broken metadata is no
+/// orientation, as in Pillow.
 fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
     #[expect(
         clippy::expect_used,
@@ -120,7 +125,9 @@ fn orientation(decoder: &mut impl ImageDecoder) -> Orientation {
         .unwrap_or(Orientation::NoTransforms)
 }
 
-/// Pillow's `convert("RGB")`: gray is repeated, alpha is dropped (not blended), of 16 bits the high byte stays. (Palettes are already resolved by the decoder.)
+/// Pillow's `convert("RGB")`: gray is repeated, alpha is dropped (not blended), and of 16-bit
+/// colour the high byte stays. 16-bit gray without alpha is *clipped* to 255, not scaled: that is
+/// what Pillow does, so that is what the model was shown. Palettes are resolved by the decoder.
 fn rgb(image: DynamicImage) -> Vec<u8> {
     let high = |sample: u16| sample.to_be_bytes()[0];
     match image {
@@ -137,7 +144,7 @@ fn rgb(image: DynamicImage) -> Vec<u8> {
         }
         DynamicImage::ImageLuma16(image) => image
             .pixels()
-            .flat_map(|pixel| [high(pixel.0[0]); 3])
+            .flat_map(|pixel| [u8::try_from(pixel.0[0]).unwrap_or(u8::MAX); 3])
             .collect(),
         DynamicImage::ImageLumaA16(image) => image
             .pixels()

@@ -1,4 +1,5 @@
-//! Multimodal rotary position ids (Qwen2-VL's `get_rope_index`). In: token ids and image grids. Out: `[3, T]`.
+//! Multimodal rotary position ids (Qwen2-VL's `get_rope_index`). In: token ids and image grids.
+//! Out: `[3, T]`.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -8,8 +9,9 @@ use super::Error;
 
 /// Temporal, height and width position of every token, `[3, T]`.
 ///
-/// Text counts up on all three rows together, from one past the largest position before it. An image's tokens, `t·h·w / merge²` of
-/// them, hold their frame, row and column in the merged grid, each offset by the position where the image starts.
+/// Text counts up on all three rows together, from one past the largest position before it. An
+/// image's tokens, `t·h·w / merge²` of them, hold their frame, row and column in the merged grid,
+/// each offset by the position where the image starts.
 ///
 /// # Errors
 /// [`Error::ImageTokens`] where the image tokens are not exactly the runs that `grids` call for.
@@ -91,7 +93,8 @@ mod tests {
 
     #[test]
     fn an_image_is_row_major_from_its_start_and_text_goes_on_after_the_largest() {
-        // The picture of transformers' own docstring, with one frame: 2 × 3 merged patches between text.
+        // The picture of transformers' own docstring, with one frame: 2 × 3 merged patches between
+        // text.
         let ids = [1, 9, 9, 9, 9, 9, 9, 2, 3];
         assert_eq!(
             position_ids(&ids, 9, &[[1, 4, 6]], 2).unwrap(),

@@ -1,5 +1,6 @@
-//! Pixels → patches, for the Qwen2-VL line of vision encoders: which size an image is resized to, how levels become numbers,
-//! and in which order the patches lie. Source: transformers 4.57, `image_processing_qwen2_vl.py` and `…_fast.py`.
+//! Pixels → patches, for the Qwen2-VL line of vision encoders: which size an image is resized to,
+//! how levels become numbers, and in which order the patches lie. Source: transformers 4.57,
+//! `image_processing_qwen2_vl.py` and `…_fast.py`.
 
 use ndarray::{Array2, ArrayView3};
 
@@ -8,8 +9,9 @@ use super::{Error, ImageBackend};
 /// The largest ratio of the longer to the shorter side, as in transformers.
 pub const MAX_ASPECT_RATIO: u32 = 200;
 
-/// Height and width to resize to: both divisible by `factor`, the number of pixels within `min_pixels..=max_pixels` where
-/// whole factors allow it, the aspect ratio kept as well as they allow.
+/// Height and width to resize to: both divisible by `factor`, the number of pixels within
+/// `min_pixels..=max_pixels` where whole factors allow it, the aspect ratio kept as well as they
+/// allow.
 ///
 /// # Errors
 /// [`Error::AspectRatio`]; [`Error::ResizeSize`] for a side or a factor of 0.
@@ -67,8 +69,8 @@ fn whole(side: f64) -> usize {
     side as usize
 }
 
-/// What every level (0–255) of every channel becomes: `[channel][level]`. As there are only 256, both libraries' arithmetic is
-/// followed to the last bit at no cost.
+/// What every level (0–255) of every channel becomes: `[channel][level]`. As there are only 256,
+/// both libraries' arithmetic is followed to the last bit at no cost.
 #[must_use]
 #[expect(
     clippy::cast_possible_truncation,
@@ -111,8 +113,9 @@ pub struct PatchLayout {
 
 /// Cuts `[H, W, 3]` into `[h·w, 3·T·P·P]` and says the grid `[1, h, w]`.
 ///
-/// Rows go by merged block, then by patch within the block; a row holds channel, frame, row, column.
-/// `H` and `W` must be multiples of `P·m` (as [`smart_resize`] makes them); what is past the last whole block is left out.
+/// Rows go by merged block, then by patch within the block; a row holds channel, frame, row,
+/// column. `H` and `W` must be multiples of `P·m` (as [`smart_resize`] makes them); what is past
+/// the last whole block is left out.
 #[must_use]
 pub fn flatten(
     image: ArrayView3<'_, u8>,

@@ -1,4 +1,5 @@
-//! Qwen2-VL. Source: transformers 4.57, `models/qwen2_vl/{processing,image_processing,image_processing…_fast,modeling}_qwen2_vl.py`.
+//! Qwen2-VL. Source: transformers 4.57,
+//! `models/qwen2_vl/{processing,image_processing,image_processing…_fast,modeling}_qwen2_vl.py`.
 
 use std::path::Path;
 
@@ -150,8 +151,8 @@ impl Qwen2Vl {
         })
     }
 
-    /// Writes each image placeholder as often as its image has merged patches, in the text, before it is tokenized (as
-    /// the processor does).
+    /// Writes each image placeholder as often as its image has merged patches, in the text, before
+    /// it is tokenized (as the processor does).
     fn expand(&self, sample: &Sample, text: &str, grids: &[[i64; 3]]) -> Result<String, Error> {
         let parts: Vec<&str> = text.split(&self.image_token).collect();
         if parts.len() != grids.len() + 1 {

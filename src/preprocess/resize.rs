@@ -1,13 +1,14 @@
 //! Antialiased resize of 8-bit images, exactly as Pillow and as torchvision do it.
 //!
-//! Both run a separable filter in fixed point and clamp to 8 bits between the passes; they differ in how the weights are
-//! rounded:
-//! - Pillow (`src/libImaging/Resample.c`): 22 fractional bits. The horizontal pass comes first. (Pillow 13 takes the vertical
-//!   pass first for some tall images, which changes up to ten levels; that order is not followed.)
-//! - torchvision on CPU (`ATen/native/cpu/UpSampleKernel.cpp`, uint8 with `antialias=True`): 16-bit weights, with as
-//!   many fractional bits as the largest weight of the axis leaves room for.
+//! Both run a separable filter in fixed point and clamp to 8 bits between the passes; they differ
+//! in how the weights are rounded:
+//! - Pillow (`src/libImaging/Resample.c`): 22 fractional bits. The horizontal pass comes first.
+//!   (Pillow 13 takes the vertical pass first where the height shrinks much more than the width,
+//!   python-pillow/Pillow#9549, which moves up to ten levels; that order is not followed.)
+//! - torchvision on CPU (`ATen/native/cpu/UpSampleKernel.cpp`, uint8 with `antialias=True`): 16-bit
+//!   weights, with as many fractional bits as the largest weight of the axis leaves room for.
 
-use ndarray::{Array3, ArrayView3};
+use ndarray::{Array2, Array3, ArrayView3, s};
 
 use super::{Error, ImageBackend};
 
@@ -46,7 +47,8 @@ impl Filter {
         }
     }
 
-    /// The filter's value; the order of operations is each library's own, as rounding depends on it.
+    /// The filter's value; the order of operations is each library's own, as rounding depends on
+    /// it.
     fn weight(self, backend: ImageBackend, x: f64) -> f64 {
         const A: f64 = -0.5;
         let distance = x.abs();
@@ -78,7 +80,8 @@ fn sinc(x: f64) -> f64 {
 /// Resizes `[H, W, 3]` to `[height, width, 3]`.
 ///
 /// # Errors
-/// [`Error::ResizeSize`] for a side of 0 or past [`MAX_SIDE`]; [`Error::Filter`] for Lanczos with torchvision, which has none.
+/// [`Error::ResizeSize`] for a side of 0 or past [`MAX_SIDE`]; [`Error::Filter`] for Lanczos with
+/// torchvision, which has none.
 pub fn resize(
     image: ArrayView3<'_, u8>,
     height: usize,
@@ -86,7 +89,7 @@ pub fn resize(
     filter: Filter,
     backend: ImageBackend,
 ) -> Result<Array3<u8>, Error> {
-    let (old_height, old_width, channels) = image.dim();
+    let (old_height, old_width, _) = image.dim();
     if [old_height, old_width, height, width]
         .iter()
         .any(|side| !(1..=MAX_SIDE).contains(side))
@@ -104,50 +107,55 @@ pub fn resize(
             filter: "Lanczos",
         });
     }
-    let mut resized = image.as_standard_layout().into_owned();
     // A pass over an axis that keeps its length is left out, as both libraries do.
+    let mut resized = image.to_owned();
     if width != old_width {
-        let windows = Windows::new(old_width, width, filter, backend);
-        let mut output = Array3::zeros((old_height, width, channels));
-        for (source, mut target) in resized.outer_iter().zip(output.outer_iter_mut()) {
-            for (start, weights, mut pixel) in windows
-                .iter()
-                .zip(target.outer_iter_mut())
-                .map(|((s, w), p)| (s, w, p))
-            {
-                for (channel, value) in pixel.iter_mut().enumerate() {
-                    let sum = weights
-                        .iter()
-                        .enumerate()
-                        .map(|(tap, &weight)| i32::from(source[[start + tap, channel]]) * weight);
-                    *value = windows.round(sum.sum());
-                }
-            }
-        }
-        resized = output;
+        resized = horizontal(&resized, &Windows::new(old_width, width, filter, backend));
     }
     if height != old_height {
-        let windows = Windows::new(old_height, height, filter, backend);
-        let mut output = Array3::zeros((height, width, channels));
-        let mut sums = vec![0_i32; width * channels];
-        for ((start, weights), mut target) in windows.iter().zip(output.outer_iter_mut()) {
-            sums.fill(0);
-            for (tap, &weight) in weights.iter().enumerate() {
-                let source = resized.index_axis(ndarray::Axis(0), start + tap);
-                for (sum, &value) in sums.iter_mut().zip(source) {
-                    *sum += i32::from(value) * weight;
-                }
-            }
-            for (value, &sum) in target.iter_mut().zip(&sums) {
-                *value = windows.round(sum);
-            }
-        }
-        resized = output;
+        resized = vertical(&resized, &Windows::new(old_height, height, filter, backend));
     }
     Ok(resized)
 }
 
-/// The filter of one axis: for every output position, the first source position and the fixed-point weights from there on.
+fn horizontal(image: &Array3<u8>, windows: &Windows) -> Array3<u8> {
+    let (height, _, _) = image.dim();
+    let mut output = Array3::zeros((height, windows.starts.len(), 3));
+    for (source, mut target) in image.outer_iter().zip(output.outer_iter_mut()) {
+        for ((start, weights), mut pixel) in windows.iter().zip(target.outer_iter_mut()) {
+            let mut sums = [0_i32; 3];
+            let window = source.slice(s![start..start + weights.len(), ..]);
+            for (level, &weight) in window.outer_iter().zip(weights) {
+                for (sum, &level) in sums.iter_mut().zip(level) {
+                    *sum += i32::from(level) * weight;
+                }
+            }
+            pixel
+                .iter_mut()
+                .zip(sums)
+                .for_each(|(level, sum)| *level = windows.round(sum));
+        }
+    }
+    output
+}
+
+fn vertical(image: &Array3<u8>, windows: &Windows) -> Array3<u8> {
+    let (_, width, channels) = image.dim();
+    let mut output = Array3::zeros((windows.starts.len(), width, channels));
+    let mut sums = Array2::<i32>::zeros((width, channels));
+    for ((start, weights), mut target) in windows.iter().zip(output.outer_iter_mut()) {
+        sums.fill(0);
+        let window = image.slice(s![start..start + weights.len(), .., ..]);
+        for (row, &weight) in window.outer_iter().zip(weights) {
+            sums.zip_mut_with(&row, |sum, &level| *sum += i32::from(level) * weight);
+        }
+        target.zip_mut_with(&sums, |level, &sum| *level = windows.round(sum));
+    }
+    output
+}
+
+/// The filter of one axis: for every output position, the first source position and the fixed-point
+/// weights from there on.
 struct Windows {
     /// Fractional bits of the weights.
     precision: u32,
@@ -217,11 +225,7 @@ impl Windows {
     }
 
     /// A fixed-point sum as a level.
-    #[expect(
-        clippy::cast_possible_truncation,
-        clippy::cast_sign_loss,
-        reason = "clamped to 0..=255"
-    )]
+    #[expect(clippy::cast_sign_loss, reason = "clamped to 0..=255")]
     fn round(&self, sum: i32) -> u8 {
         ((sum + (1 << (self.precision - 1))) >> self.precision).clamp(0, 255) as u8
     }

@@ -1,9 +1,11 @@
-//! Chat templates: messages → text. In: a model folder's template. Out: what transformers' `apply_chat_template` renders.
+//! Chat templates: messages → text. In: a model folder's template. Out: what transformers'
+//! `apply_chat_template` renders.
 //!
-//! A template is somebody else's program, so it runs without a loader, under fuel (which minijinja also charges for memory:
-//! about 64 bytes a unit) and a recursion limit. The environment is transformers' (`utils/chat_template_utils.py`):
-//! `trim_blocks`, `lstrip_blocks`, loop controls, Python's string and dict methods, `tojson` as `json.dumps` writes it,
-//! `raise_exception`, `strftime_now`, and the `{% generation %}` tag, which marks text and renders nothing.
+//! A template is somebody else's program, so it runs without a loader, under fuel (which minijinja
+//! also charges for memory: about 64 bytes a unit) and a recursion limit. The environment is
+//! transformers' (`utils/chat_template_utils.py`): `trim_blocks`, `lstrip_blocks`, loop controls,
+//! Python's string and dict methods, `tojson` as `json.dumps` writes it, `raise_exception`,
+//! `strftime_now`, and the `{% generation %}` tag, which marks text and renders nothing.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -21,7 +23,8 @@ use serde_json::json;
 use super::config::read_limited;
 use super::{Error, ModelDir};
 
-/// Instructions, and 64-byte units of memory, that one rendering may use. A 20-turn conversation takes about 10,000.
+/// Instructions, and 64-byte units of memory, that one rendering may use. A 20-turn conversation
+/// takes about 10,000.
 const FUEL: u64 = 1_000_000;
 /// Nested includes, macros and blocks.
 const RECURSION_LIMIT: usize = 64;
@@ -42,8 +45,9 @@ pub struct ChatTemplate {
 }
 
 impl ChatTemplate {
-    /// Finds and compiles the template of a model folder: `chat_template.jinja`, else `chat_template.json`, else
-    /// `tokenizer_config.json`'s `chat_template` (a string, or a list of `{name, template}` with one named `default`).
+    /// Finds and compiles the template of a model folder: `chat_template.jinja`, else
+    /// `chat_template.json`, else `tokenizer_config.json`'s `chat_template` (a string, or a list of
+    /// `{name, template}` with one named `default`).
     ///
     /// # Errors
     /// [`Error::TemplateMissing`], [`Error::TemplateSyntax`], and the errors of reading the files.
@@ -137,7 +141,8 @@ impl ChatTemplate {
     /// Renders a conversation. `messages` is transformers' list of `{"role", "content"}`.
     ///
     /// # Errors
-    /// [`Error::TemplateRender`]: the template raised an exception, used what does not exist, or ran past its limits.
+    /// [`Error::TemplateRender`]: the template raised an exception, used what does not exist, or
+    /// ran past its limits.
     pub fn render(
         &self,
         messages: &serde_json::Value,
@@ -178,8 +183,8 @@ fn special_tokens(config: &super::config::Json) -> serde_json::Map<String, serde
     .collect()
 }
 
-/// `{% generation %}…{% endgeneration %}` only tells transformers which text the assistant wrote. An `if` that always holds
-/// renders the same, down to the whitespace that the tag trims.
+/// `{% generation %}…{% endgeneration %}` only tells transformers which text the assistant wrote.
+/// An `if` that always holds renders the same, down to the whitespace that the tag trims.
 fn without_generation_tags(source: &str) -> String {
     #[expect(
         clippy::expect_used,
@@ -200,7 +205,8 @@ fn without_generation_tags(source: &str) -> String {
     .into_owned()
 }
 
-/// `json.dumps(value, ensure_ascii=False, indent=indent)`: a space after commas and colons, nothing escaped for HTML.
+/// `json.dumps(value, ensure_ascii=False, indent=indent)`: a space after commas and colons, nothing
+/// escaped for HTML.
 fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
     let failed = |error: String| minijinja::Error::new(ErrorKind::InvalidOperation, error);
     let indent: Option<usize> = options.get("indent")?;
@@ -281,8 +287,8 @@ impl serde_json::ser::Formatter for PythonSeparators {
     }
 }
 
-/// Today's date by a `strftime` format, in UTC (transformers: local time). A template that uses it renders another prompt every
-/// day, here as there.
+/// Today's date by a `strftime` format, in UTC (transformers: local time). A template that uses it
+/// renders another prompt every day, here as there.
 fn strftime_now(format: &str) -> Result<String, minijinja::Error> {
     let seconds = SystemTime::now()
         .duration_since(UNIX_EPOCH)
@@ -394,17 +400,14 @@ mod tests {
     fn generation_tags_render_what_they_hold() {
         let source =
             "a\n{%- generation %}\n b {% endgeneration -%}\n c{% generation %}d{%endgeneration%}";
-        assert_eq!(render(source).unwrap(), "a b c d".replace(" c d", "cd"));
+        assert_eq!(render(source).unwrap(), "a b cd");
     }
 
     #[test]
     fn python_methods_and_loop_controls_work() {
         let source = "{% set t = messages[0].content[0].text %}{{ t.strip() }}|{{ t.strip().split(' ')[1] }}|{{ t.startswith(' N') }}\
                       |{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}|{{ tools is none }}";
-        assert_eq!(
-            render(source).unwrap(),
-            "Näme <b>|<b>|True|01|True".replace("True", "true")
-        );
+        assert_eq!(render(source).unwrap(), "Näme <b>|<b>|True|01|True");
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Text ↔ token ids, by `tokenizer.json`. Out: ids with the byte range of the text that each covers.
+//! Text ↔ token ids, by `tokenizer.json`. Out: ids with the byte range of the text that each
+//! covers.
 //!
-//! The `tokenizers` library can panic on hostile files (huggingface/tokenizers #2094, #2198): its calls are contained.
+//! The `tokenizers` library can panic on hostile files (huggingface/tokenizers #2094, #2198): its
+//! calls are contained.
 
 #![warn(clippy::indexing_slicing)]
 
@@ -11,7 +13,8 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use super::config::read_limited;
 
-/// The largest `tokenizer.json` that is read; the largest in use (a 262,144-word vocabulary) has 33 MB.
+/// The largest `tokenizer.json` that is read; the largest in use (a 262,144-word vocabulary) has 33
+/// MB.
 const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
 
 /// A loaded `tokenizer.json`, without truncation or padding.
@@ -26,8 +29,9 @@ pub struct Tokenizer {
 pub struct Encoded {
     /// `[T]`.
     pub ids: Vec<i64>,
-    /// `[T]`: the bytes of the text (before any normalization) that each token covers. Tokens may share bytes: a character
-    /// split over several tokens is covered by each of them. Tokens that stand for no text are empty.
+    /// `[T]`: the bytes of the text (before any normalization) that each token covers. Tokens may
+    /// share bytes: a character split over several tokens is covered by each of them. Tokens that
+    /// stand for no text are empty.
     pub offsets: Vec<Range<usize>>,
 }
 
@@ -35,7 +39,8 @@ impl Tokenizer {
     /// Loads a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::TooLarge`], [`Error::TokenizerLoad`], or [`Error::Panic`] where the library panicked.
+    /// [`Error::Read`], [`Error::TooLarge`], [`Error::TokenizerLoad`], or [`Error::Panic`] where
+    /// the library panicked.
     pub fn open(path: &Path) -> Result<Self, Error> {
         let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?;
         let mut inner =
@@ -59,7 +64,8 @@ impl Tokenizer {
         })
     }
 
-    /// Tokenizes a text, adding the special tokens that the tokenizer's post-processor adds (as transformers does by default).
+    /// Tokenizes a text, adding the special tokens that the tokenizer's post-processor adds (as
+    /// transformers does by default).
     ///
     /// # Errors
     /// [`Error::Tokenize`], [`Error::Panic`].
