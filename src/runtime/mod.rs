@@ -1,10 +1,52 @@
-//! ONNX Runtime: found or fetched, loaded once, asked for a device.
+//! ONNX Runtime: found or fetched, loaded once, asked for a device, and run.
+//!
+//! In: a model folder's files, samples, gates. Out: coefficient sums, logits, generated answers.
+//!
+//! - [`locate`], [`fetch`], [`diagnose`]: which library, from where;
+//! - [`device`], [`Engine`]: where and how sessions run;
+//! - [`Towers`]: token embeddings and image features, an image encoded once;
+//! - [`Decoder`]: the instrumented decoder, gates as inputs;
+//! - [`Collector`]: the decoder as the method's [`crate::kvw::Forward`];
+//! - [`generate`]: greedy answers.
 
+mod collector;
+mod decoder;
 pub mod device;
 pub mod diagnose;
 mod dylib;
+mod engine;
+mod error;
 pub mod fetch;
+pub mod generate;
 pub mod locate;
+mod tensor;
+mod towers;
 
+use ndarray::Array3;
+
+pub use collector::{Collector, Embed, Lvlm};
+pub use decoder::{Cache, Decoder};
 pub use device::{Device, Placement};
+pub use engine::{Engine, Work};
+pub use error::Error;
 pub use locate::{Located, locate};
+pub use towers::Towers;
+
+use crate::preprocess::PositionIds;
+
+/// A sample as the decoder takes it.
+#[derive(Clone, Debug)]
+pub struct Embedded {
+    /// The sample's id.
+    pub id: String,
+    /// `[T]`.
+    pub input_ids: Vec<i64>,
+    /// Float32 `[1, T, d_model]`, image features in place.
+    pub inputs_embeds: Array3<f32>,
+    /// Position ids of the `T` tokens.
+    pub position_ids: PositionIds,
+    /// `[T]`: the weight of each position in the statistics.
+    pub answer_mask: Vec<f32>,
+    /// Position id of the first token after these.
+    pub next_position: i64,
+}

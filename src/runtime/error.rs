@@ -1,0 +1,73 @@
+//! What can go wrong in running a model.
+
+use std::path::PathBuf;
+
+/// Why a model could not be opened or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// ONNX Runtime itself could not be found or started.
+    #[error(transparent)]
+    Locate(#[from] super::locate::Error),
+    /// The device that was asked for cannot be had.
+    #[error(transparent)]
+    Device(#[from] super::device::Error),
+    /// ONNX Runtime refused the model.
+    #[error("ONNX Runtime cannot load {}", model.display())]
+    Session {
+        /// The model file.
+        model: PathBuf,
+        /// What it said.
+        source: ort::Error,
+    },
+    /// The model failed while it ran.
+    #[error("ONNX Runtime failed to run {}", model.display())]
+    Run {
+        /// The model file.
+        model: PathBuf,
+        /// What it said.
+        source: ort::Error,
+    },
+    /// The model's inputs or outputs are not those of its role.
+    #[error("{}: expected {expected}, found {found}", model.display())]
+    Interface {
+        /// The model file.
+        model: PathBuf,
+        /// What a model of this role has.
+        expected: String,
+        /// What this one has.
+        found: String,
+    },
+    /// A sample could not be prepared.
+    #[error(transparent)]
+    Preprocess(#[from] crate::preprocess::Error),
+    /// The graph could not be understood or instrumented.
+    #[error(transparent)]
+    Graph(#[from] crate::graph::Error),
+    /// A scratch file that an old ONNX Runtime needs could not be written.
+    #[error("cannot write a scratch copy of the graph of {}", model.display())]
+    Scratch {
+        /// The model file.
+        model: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        Some(match self {
+            Error::Locate(source) => return source.hint(),
+            Error::Device(source) => return source.hint(),
+            Error::Session { source, .. } if source.message().contains("NOT_IMPLEMENTED") => {
+                "this build of ONNX Runtime lacks an operator for the model's type (bfloat16 does not run on CPU): choose another --variant or --device"
+                    .into()
+            }
+            Error::Interface { .. } => "`kvw inspect` shows the files and their roles".into(),
+            Error::Preprocess(source) => return source.hint(),
+            Error::Graph(source) => return source.hint(),
+            _ => return None,
+        })
+    }
+}

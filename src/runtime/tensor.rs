@@ -1,0 +1,77 @@
+//! Between ndarray and the runtime's values.
+
+use half::f16;
+use ndarray::ArrayViewD;
+use ort::memory::Allocator;
+use ort::session::SessionInputValue;
+use ort::value::{DynTensor, DynValue, Outlet, Tensor, TensorElementType, ValueType};
+
+/// Name, element type and dimensions (-1: dynamic) of a session's input or output.
+#[derive(Clone, Debug)]
+pub(super) struct Port {
+    pub(super) name: String,
+    pub(super) element: TensorElementType,
+    pub(super) dims: Vec<i64>,
+}
+
+impl Port {
+    /// The port of an outlet, or `None` where it is no tensor.
+    pub(super) fn of(outlet: &Outlet) -> Option<Port> {
+        match outlet.dtype() {
+            ValueType::Tensor { ty, shape, .. } => Some(Port {
+                name: outlet.name().to_owned(),
+                element: ty.clone(),
+                dims: shape.to_vec(),
+            }),
+            _ => None,
+        }
+    }
+
+    /// A value for this input from float32 numbers, in the input's own type.
+    pub(super) fn floats(
+        &self,
+        array: ArrayViewD<'_, f32>,
+    ) -> Result<SessionInputValue<'static>, ort::Error> {
+        let shape = array.shape().to_vec();
+        Ok(match self.element {
+            TensorElementType::Float16 => {
+                let data: Vec<f16> = array.iter().map(|&value| f16::from_f32(value)).collect();
+                Tensor::from_array((shape, data))?.into()
+            }
+            _ => Tensor::from_array((shape, array.iter().copied().collect::<Vec<f32>>()))?.into(),
+        })
+    }
+
+    /// A value for this input that holds nothing: `shape` has a 0.
+    pub(super) fn empty(&self, shape: Vec<i64>) -> Result<SessionInputValue<'static>, ort::Error> {
+        Ok(DynTensor::new(&Allocator::default(), self.element, shape)?
+            .into_dyn()
+            .into())
+    }
+}
+
+/// An int64 value.
+pub(super) fn int64s(
+    shape: Vec<usize>,
+    data: Vec<i64>,
+) -> Result<SessionInputValue<'static>, ort::Error> {
+    Ok(Tensor::from_array((shape, data))?.into())
+}
+
+/// The shape and float32 numbers of an output, whatever float type it has.
+pub(super) fn to_floats(value: &DynValue) -> Result<(Vec<usize>, Vec<f32>), ort::Error> {
+    let dims = |shape: &[i64]| {
+        shape
+            .iter()
+            .map(|&dim| usize::try_from(dim).unwrap_or(0))
+            .collect()
+    };
+    if let Ok((shape, data)) = value.try_extract_tensor::<f16>() {
+        return Ok((
+            dims(shape),
+            data.iter().map(|value| value.to_f32()).collect(),
+        ));
+    }
+    let (shape, data) = value.try_extract_tensor::<f32>()?;
+    Ok((dims(shape), data.to_vec()))
+}
