@@ -1,0 +1,406 @@
+//! The whole job, in the order in which it is done: what every verb is made of.
+//!
+//! ```text
+//!   open ──► collect ──► weaken ──► apply ──► verify ──► evaluate
+//!   model    KC_retain   plan       folder    edited =    before, after
+//!                                             gated?
+//! ```
+//!
+//! In: a [`Bundle`], an [`Engine`], datasets, options. Out: coefficients, a plan, a written folder, an
+//! evaluation. Nothing here knows a command line, and nothing here prints.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use ndarray::{Array1, Axis};
+
+use crate::bundle::{Bundle, OnnxFile};
+use crate::dataset::{Dataset, Sample};
+use crate::edit::{self, ModelIdentity};
+use crate::graph::{Gating, Index, Mlp, Moment, Outputs, Tower};
+use crate::kvw::{self, Gates, LayerRange, Plan};
+use crate::onnx::{Limits, ModelFile};
+use crate::preprocess::{Form, open_family};
+use crate::runtime::{self, Collector, Decoder, Engine, Lvlm, Towers, Work};
+
+/// Why a job failed. Each variant is the error of the part that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+#[allow(missing_docs)]
+pub enum Error {
+    #[error(transparent)]
+    Bundle(#[from] crate::bundle::Error),
+    #[error(transparent)]
+    Dataset(#[from] crate::dataset::Error),
+    #[error(transparent)]
+    Edit(#[from] edit::Error),
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
+    #[error(transparent)]
+    Graph(#[from] crate::graph::Error),
+    #[error(transparent)]
+    Kvw(#[from] kvw::Error),
+    #[error(transparent)]
+    Onnx(#[from] crate::onnx::Error),
+    #[error(transparent)]
+    Preprocess(#[from] crate::preprocess::Error),
+    #[error(transparent)]
+    Runtime(#[from] runtime::Error),
+    /// A model whose samples cannot be made into decoder inputs here.
+    #[error("{}: expected a decoder with embed_tokens beside it, found {found}", folder.display())]
+    NotRunnable {
+        /// The model folder.
+        folder: std::path::PathBuf,
+        /// What is there instead.
+        found: &'static str,
+    },
+    /// A file of coefficients or gates that was made for another model.
+    #[error("{} was made for another model", path.display())]
+    OtherModel {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What differs.
+        source: edit::Mismatch,
+    },
+    /// A file of coefficients or gates that does not say which model it was made for.
+    #[error("{} does not say which model it was made for", path.display())]
+    NoIdentity {
+        /// The file.
+        path: std::path::PathBuf,
+        /// What is wrong with its provenance.
+        source: serde_json::Error,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Bundle(error) => error.hint(),
+            Error::Dataset(error) => error.hint(),
+            Error::Edit(error) => error.hint(),
+            Error::Files(error) => error.hint(),
+            Error::Graph(error) => error.hint(),
+            Error::Kvw(error) => error.hint(),
+            Error::Onnx(error) => error.hint(),
+            Error::Preprocess(error) => error.hint(),
+            Error::Runtime(error) => error.hint(),
+            Error::NotRunnable { .. } => {
+                Some("pass the model's folder, not one of its .onnx files".into())
+            }
+            Error::OtherModel { .. } => {
+                Some("collect and weaken again, on this model".into())
+            }
+            Error::NoIdentity { .. } => {
+                Some("pass a file that `kvw collect` or `kvw weaken` wrote".into())
+            }
+        }
+    }
+}
+
+/// An open model: preprocessing, towers, and the decoder file that sessions are made from.
+pub struct Model<'a> {
+    bundle: &'a Bundle,
+    decoder_file: &'a OnnxFile,
+    model: ModelFile,
+    engine: &'a Engine,
+    /// Preprocessing and towers.
+    pub lvlm: Lvlm,
+}
+
+impl<'a> Model<'a> {
+    /// Opens the model in `bundle`, its decoder in `variant` (default: the most precise), for about
+    /// `forwards` forward passes.
+    ///
+    /// # Errors
+    /// A file is missing, damaged or not what its role asks for.
+    pub fn open(
+        bundle: &'a Bundle,
+        variant: Option<&str>,
+        engine: &'a Engine,
+        forwards: usize,
+    ) -> Result<Model<'a>, Error> {
+        let components = bundle.components(variant)?;
+        let embed_tokens = components.embed_tokens.ok_or_else(|| Error::NotRunnable {
+            folder: bundle.folder().to_owned(),
+            found: "no token embedding",
+        })?;
+        let family = open_family(bundle.folder())?;
+        let towers = Towers::open(
+            engine,
+            components.vision_encoder.map(|file| file.path.as_path()),
+            &embed_tokens.path,
+            family.image_token_id(),
+            Work::Forwards(forwards),
+        )?;
+        Ok(Model {
+            bundle,
+            decoder_file: components.decoder,
+            model: ModelFile::open(&components.decoder.path, &Limits::default())?,
+            engine,
+            lvlm: Lvlm { family, towers },
+        })
+    }
+
+    /// The decoder file that is run, relative to the model folder.
+    pub fn decoder_path(&self) -> &str {
+        &self.decoder_file.relative
+    }
+
+    /// What plans and coefficients made on this model will be bound to.
+    ///
+    /// # Errors
+    /// A weight cannot be read.
+    pub fn identity(&self) -> Result<ModelIdentity, Error> {
+        Ok(self.with_mlps(LayerRange::All, |mlps| {
+            edit::identity(&self.model, &mlps.into_iter().cloned().collect::<Vec<_>>())
+        })?)
+    }
+
+    /// Opens a decoder session with the layers `layers` tapped and gated.
+    ///
+    /// # Errors
+    /// The layers are not those of the configuration, one cannot be instrumented, or ONNX Runtime
+    /// refuses the model.
+    pub fn decoder(
+        &self,
+        layers: LayerRange,
+        outputs: Outputs,
+        forwards: usize,
+    ) -> Result<Decoder, Error> {
+        let index = Index::new(self.model.graph());
+        let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
+        edit::check_layers(self.bundle, self.decoder_file, &mlps)?;
+        Ok(self.with_mlps(layers, |mlps| {
+            Decoder::open(self.engine, &self.model, &mlps, outputs, Work::Forwards(forwards))
+        })?)
+    }
+
+    /// Column norms of each down projection, float64 `[d_ff]` by layer.
+    ///
+    /// # Errors
+    /// A weight is not a float matrix, or cannot be read.
+    pub fn column_norms(&self, layers: LayerRange) -> Result<BTreeMap<usize, Array1<f64>>, Error> {
+        self.with_mlps(layers, |mlps| {
+            let norms = mlps.into_iter().filter_map(|mlp| {
+                let layer = mlp.layer?;
+                Some(edit::column_norms(&self.model, mlp).map(|norms| (layer, norms)))
+            });
+            Ok(norms.collect::<Result<_, edit::Error>>()?)
+        })
+    }
+
+    /// Calls `f` with the language tower's MLPs of the layers `layers`.
+    fn with_mlps<T>(&self, layers: LayerRange, f: impl FnOnce(Vec<&Mlp<'_>>) -> T) -> T {
+        let index = Index::new(self.model.graph());
+        let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
+        f(mlps
+            .iter()
+            .filter(|mlp| mlp.tower == Tower::Language)
+            .filter(|mlp| mlp.layer.is_some_and(|layer| layers.contains(layer)))
+            .collect())
+    }
+
+    /// Prepares every sample and forgets the result: an answer that the template changes or an image
+    /// that cannot be read shows before any work is done.
+    ///
+    /// # Errors
+    /// The first sample that cannot be prepared.
+    pub fn check_samples(&self, samples: &[Sample]) -> Result<(), Error> {
+        use rayon::prelude::*;
+        let family = &self.lvlm.family;
+        samples
+            .par_iter()
+            .try_for_each(|sample| family.prepare(sample, Form::WithAnswer).map(|_| ()))?;
+        Ok(())
+    }
+
+    /// The knowledge coefficients of `samples` on the untouched model.
+    ///
+    /// # Errors
+    /// See [`kvw::collect`].
+    pub fn collect(
+        &mut self,
+        decoder: &mut Decoder,
+        moment: Moment,
+        samples: &[Sample],
+        batch_size: usize,
+        progress: impl FnMut(usize),
+    ) -> Result<kvw::Coefficients, Error> {
+        let mut forward = Collector { source: &mut self.lvlm, decoder };
+        Ok(kvw::collect(&mut forward, moment, samples, &Gates::new(), batch_size, progress)?)
+    }
+
+    /// The progressive weakening of `samples`.
+    ///
+    /// # Errors
+    /// See [`kvw::weaken()`].
+    pub fn weaken(
+        &mut self,
+        decoder: &mut Decoder,
+        rule: &dyn kvw::Rule,
+        retain: &kvw::Coefficients,
+        samples: &[Sample],
+        options: &kvw::Options,
+        watch: impl FnMut(&kvw::Step),
+    ) -> Result<Plan, Error> {
+        let mut forward = Collector { source: &mut self.lvlm, decoder };
+        Ok(kvw::weaken(&mut forward, rule, retain, samples, options, watch)?)
+    }
+}
+
+/// How far two models' logits are apart.
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+pub struct Agreement {
+    /// Largest absolute difference of a logit.
+    pub max_difference: f64,
+    /// Largest absolute logit of the gated model.
+    pub max_logit: f64,
+    /// Share of positions whose most likely token is the same.
+    pub same_argmax: f64,
+    /// Positions compared.
+    pub positions: usize,
+    /// What `max_difference / max_logit` may be, for the weights' type.
+    pub tolerance: f64,
+}
+
+impl Agreement {
+    /// Whether the two models are the same within the rounding of the stored weights.
+    pub fn holds(&self) -> bool {
+        self.max_difference <= self.tolerance * self.max_logit
+    }
+}
+
+/// Runs the `edited` model and the original with `gates` as inputs on `samples`, and compares logits:
+/// the same within the rounding of the stored weights, or the edit is wrong.
+///
+/// # Errors
+/// A model fails.
+pub fn compare(
+    original: &mut Model<'_>,
+    gated: &mut Decoder,
+    gates: &Gates,
+    edited: &mut Decoder,
+    samples: &[Sample],
+) -> Result<Agreement, Error> {
+    let tolerance = original.with_mlps(LayerRange::All, |mlps| {
+        let types = mlps.iter().filter_map(|mlp| original.model.data_type(mlp.down().weight.tensor).ok());
+        types.map(tolerance).fold(0.0, f64::max)
+    });
+    let mut agreement = Agreement {
+        max_difference: 0.0,
+        max_logit: 0.0,
+        same_argmax: 0.0,
+        positions: 0,
+        tolerance,
+    };
+    let mut same = 0usize;
+    for sample in samples {
+        let embedded = original.lvlm.embed_as(sample, Form::WithAnswer)?;
+        let expected = gated.logits(&embedded, gates)?;
+        let found = edited.logits(&embedded, &Gates::new())?;
+        for (expected, found) in expected.axis_iter(Axis(0)).zip(found.axis_iter(Axis(0))) {
+            let mut best = [(0, f32::NEG_INFINITY); 2];
+            for (id, (&a, &b)) in expected.iter().zip(found).enumerate() {
+                let difference = (f64::from(a) - f64::from(b)).abs();
+                // A NaN on one side only must not pass as equal.
+                agreement.max_difference = if difference.is_nan() {
+                    f64::INFINITY
+                } else {
+                    agreement.max_difference.max(difference)
+                };
+                agreement.max_logit = agreement.max_logit.max(f64::from(a).abs());
+                for (best, value) in best.iter_mut().zip([a, b]) {
+                    if value > best.1 {
+                        *best = (id, value);
+                    }
+                }
+            }
+            same += usize::from(best[0].0 == best[1].0);
+            agreement.positions += 1;
+        }
+    }
+    agreement.same_argmax = same as f64 / agreement.positions.max(1) as f64;
+    Ok(agreement)
+}
+
+/// How far logits may move, relative to the largest, when each weight was rounded once more in its
+/// own type. Rounding errors are 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16) of a weight, spread over
+/// a sum of thousands of terms and some tens of layers; the factors are those of EXPERIMENTS in
+/// `docs/formats.md`, with a margin of ten.
+fn tolerance(data_type: crate::onnx::DataType) -> f64 {
+    use crate::onnx::DataType;
+    match data_type {
+        DataType::FLOAT16 => 1e-2,
+        DataType::BFLOAT16 => 5e-2,
+        _ => 1e-4,
+    }
+}
+
+/// The provenance object of coefficients and plans.
+///
+/// # Errors
+/// An image of the dataset cannot be read.
+pub fn provenance(
+    model: &Model<'_>,
+    engine: &Engine,
+    data: &[(&str, &Dataset)],
+) -> Result<serde_json::Value, Error> {
+    let mut sets = serde_json::Map::new();
+    for (name, dataset) in data {
+        let digest = dataset.content_sha256()?;
+        sets.insert(
+            (*name).to_owned(),
+            serde_json::json!({
+                "file": dataset.path.file_name().map(|name| name.to_string_lossy()),
+                "samples": dataset.samples.len(),
+                "sha256": digest,
+            }),
+        );
+    }
+    Ok(serde_json::json!({
+        "model": model.identity()?,
+        "family": model.bundle.family(),
+        "decoder": model.decoder_path(),
+        "data": sets,
+        "runtime": engine.describe(),
+    }))
+}
+
+/// The identity of the model that `provenance` (of the file `path`) was made for.
+///
+/// # Errors
+/// It holds none.
+pub fn identity_in(path: &Path, provenance: &serde_json::Value) -> Result<ModelIdentity, Error> {
+    let model = provenance.get("model").cloned().unwrap_or_default();
+    serde_json::from_value(model)
+        .map_err(|source| Error::NoIdentity { path: path.to_owned(), source })
+}
+
+/// Checks that the file `path`, with this provenance, was made for `model`.
+///
+/// # Errors
+/// It was not, or does not say.
+pub fn check_identity(
+    path: &Path,
+    provenance: &serde_json::Value,
+    model: &Model<'_>,
+) -> Result<(), Error> {
+    let expected = identity_in(path, provenance)?;
+    edit::check(&expected, &model.identity()?)
+        .map(|_| ())
+        .map_err(|source| Error::OtherModel { path: path.to_owned(), source })
+}
+
+/// Gates as the decoder takes them.
+pub fn gates_of(plan: &Plan) -> Gates {
+    plan.gates
+        .iter()
+        .map(|(&layer, gates)| (layer, gates.iter().map(|&gate| f64::from(gate)).collect()))
+        .collect()
+}
+
+/// Whether an MLP is gated, for reports.
+pub fn is_gated(gating: Gating) -> bool {
+    gating != Gating::Plain
+}
