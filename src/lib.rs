@@ -20,7 +20,9 @@
 //! Arrows run one way: `cli` → {`kvw`, `edit`, `eval`} → {`runtime`, `bundle`, `dataset`,
 //! `preprocess`} → `graph` → `onnx` → `files`.
 
+pub mod bundle;
 pub mod dataset;
+pub mod edit;
 pub mod eval;
 pub mod files;
 pub mod graph;

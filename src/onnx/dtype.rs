@@ -82,6 +82,18 @@ impl serde::Serialize for DataType {
     }
 }
 
+impl<'de> serde::Deserialize<'de> for DataType {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let name = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        match Code::from_str_name(&name.to_ascii_uppercase()) {
+            Some(code) if code != Code::Undefined => Ok(DataType(code)),
+            _ => Err(serde::de::Error::custom(format_args!(
+                "'{name}' is no element type of ONNX"
+            ))),
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::DataType;

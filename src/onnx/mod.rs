@@ -18,7 +18,7 @@ mod wire;
 
 pub use dtype::DataType;
 pub use error::Error;
-pub use model::{ModelFile, Storage, attribute, graphs};
+pub use model::{ModelFile, Storage, attribute, graphs, tensors};
 pub use span::ByteSpan;
 pub use wire::Limits;
 

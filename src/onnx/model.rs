@@ -358,6 +358,38 @@ pub fn graphs(model: &ModelProto) -> Vec<&GraphProto> {
     found
 }
 
+/// All tensors of `model`, wherever they hang: initializers, dense and sparse, and attributes of nodes
+/// of every graph and function.
+pub fn tensors(model: &ModelProto) -> Vec<&TensorProto> {
+    let graphs = graphs(model);
+    let nodes = graphs
+        .iter()
+        .flat_map(|graph| &graph.node)
+        .chain(model.functions.iter().flat_map(|function| &function.node));
+    let attributes = nodes.flat_map(|node| &node.attribute).chain(
+        model
+            .functions
+            .iter()
+            .flat_map(|function| &function.attribute_proto),
+    );
+    let mut found = Vec::new();
+    let mut sparse = Vec::new();
+    for attribute in attributes {
+        found.extend(attribute.t.as_deref());
+        found.extend(&attribute.tensors);
+        sparse.extend(attribute.sparse_tensor.as_deref());
+        sparse.extend(&attribute.sparse_tensors);
+    }
+    for graph in &graphs {
+        found.extend(&graph.initializer);
+        sparse.extend(&graph.sparse_initializer);
+    }
+    for tensor in sparse {
+        found.extend(tensor.values.iter().chain(&tensor.indices));
+    }
+    found
+}
+
 fn nested(nodes: &[NodeProto]) -> impl Iterator<Item = &GraphProto> {
     nodes
         .iter()

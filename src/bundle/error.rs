@@ -1,0 +1,125 @@
+//! What can be wrong with a model folder.
+
+use std::path::PathBuf;
+
+/// Why a model folder could not be understood.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be reached.
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
+    /// An ONNX file could not be read.
+    #[error(transparent)]
+    Onnx(#[from] crate::onnx::Error),
+    /// No known layout.
+    #[error("{}: expected {looked_for}; found {found}", path.display())]
+    UnknownLayout {
+        /// The path as given.
+        path: PathBuf,
+        /// What every layout looks for.
+        looked_for: String,
+        /// The ONNX files there.
+        found: String,
+    },
+    /// A file that the model cannot run without is missing.
+    #[error("{}: no '{looked_for}', which '{needed_by}' needs", folder.display())]
+    MissingSibling {
+        /// The model folder.
+        folder: PathBuf,
+        /// The pattern that was looked for.
+        looked_for: String,
+        /// The file that needs it.
+        needed_by: String,
+    },
+    /// A link in the folder that leads nowhere or out of it, or a file that is no regular file.
+    #[error("{}: '{relative}' is not a file of this folder", folder.display())]
+    Entry {
+        /// The model folder.
+        folder: PathBuf,
+        /// The entry's path in it.
+        relative: String,
+        /// What is wrong with it.
+        source: crate::files::contain::Error,
+    },
+    /// An entry of a kind that is never copied or read.
+    #[error("{}: '{relative}': expected a file or a folder, found {found}", folder.display())]
+    Kind {
+        /// The model folder.
+        folder: PathBuf,
+        /// The entry's path in it.
+        relative: String,
+        /// What is there.
+        found: &'static str,
+    },
+    /// More entries or deeper nesting than any model has.
+    #[error("{}: expected at most {limit}, found more", folder.display())]
+    TooMany {
+        /// The model folder.
+        folder: PathBuf,
+        /// The limit, in words.
+        limit: String,
+    },
+    /// A JSON file that is larger than any of its kind.
+    #[error("{}: expected at most {limit} bytes of JSON, found {found}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit.
+        limit: u64,
+        /// The file's size.
+        found: u64,
+    },
+    /// A file that is not the JSON it should be.
+    #[error("{}: not valid JSON", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A key whose value makes no sense.
+    #[error("{}: '{key}': expected {expected}, found {found}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key, with dots.
+        key: String,
+        /// What was expected.
+        expected: &'static str,
+        /// What is there, shortened.
+        found: String,
+    },
+    /// The variant that was asked for does not exist.
+    #[error("{}: no decoder of variant '{wanted}', found {}", folder.display(), available.join(", "))]
+    Variant {
+        /// The model folder.
+        folder: PathBuf,
+        /// The variant.
+        wanted: String,
+        /// Those that exist.
+        available: Vec<String>,
+    },
+}
+
+impl Error {
+    /// What the user can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Error::Files(source) => source.hint(),
+            Error::Onnx(source) => source.hint(),
+            Error::UnknownLayout { .. } => {
+                Some("pass the decoder's .onnx file itself to work on that file alone".to_owned())
+            }
+            Error::MissingSibling { looked_for, .. } => {
+                Some(format!("download {looked_for} of the same model too"))
+            }
+            Error::Entry { source, .. } => source.hint(),
+            Error::Kind { .. } => Some("remove it from the model folder".to_owned()),
+            Error::Variant { available, .. } => available
+                .first()
+                .map(|variant| format!("for example --variant {variant}")),
+            _ => None,
+        }
+    }
+}

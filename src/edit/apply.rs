@@ -1,0 +1,347 @@
+//! A plan, applied: a new folder, complete, or none.
+//!
+//! In: a [`Bundle`] and an [`EditPlan`] made for it. Out: a folder with every file of the model, the
+//! planned ranges scaled, everything else byte for byte, and a [`Receipt`].
+//!
+//! 1. refuse what cannot end well: no room, output inside input, the same plan applied before;
+//! 2. copy every file (blocks shared where the file system can) into a staging folder;
+//! 3. patch the planned ranges there, block by block, hashing what was there before;
+//! 4. verify: compute the ranges again from the *input* and compare with what the staged files hold;
+//! 5. write the receipt, sync, rename.
+//!
+//! Memory: a few blocks of 1 MiB for each thread, whatever the model's size.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use rayon::prelude::*;
+use serde_json::Value;
+
+use super::Error;
+use super::plan::{EditPlan, TensorEdit};
+use super::read::{BLOCK, Source, blocks, short};
+use super::receipt::{EditedFile, EditedRange, Receipt, SCHEMA_VERSION};
+use super::scale::{Block, NotFinite};
+use super::verify::verify;
+use crate::bundle::{Bundle, Entry, Tree};
+use crate::files::{PatchTarget, RECEIPT, Sha256, Sha256Hasher, StagedFolder};
+
+/// How a plan is applied.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Replace an output that this tool wrote.
+    pub force: bool,
+    /// Put digests of whole files into the receipt. Reads every edited file twice more.
+    pub checksums: bool,
+    /// What made the plan, for the receipt: rule, parameters, data.
+    pub plan: Value,
+}
+
+/// What is being done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// Files are being copied.
+    Copy,
+    /// Planned ranges are being scaled.
+    Patch,
+    /// Planned ranges are being compared with what was planned.
+    Verify,
+    /// Everything is being written to the disk.
+    Sync,
+}
+
+/// How far it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// What is being done.
+    pub stage: Stage,
+    /// Bytes done of this stage.
+    pub done: u64,
+    /// Bytes of this stage; 0 where unknown.
+    pub total: u64,
+}
+
+/// Counts the bytes of a stage.
+pub(super) struct Meter<'p> {
+    stage: Stage,
+    total: u64,
+    done: AtomicU64,
+    report: &'p (dyn Fn(Progress) + Sync),
+}
+
+impl<'p> Meter<'p> {
+    fn new(stage: Stage, total: u64, report: &'p (dyn Fn(Progress) + Sync)) -> Self {
+        report(Progress {
+            stage,
+            done: 0,
+            total,
+        });
+        Meter {
+            stage,
+            total,
+            done: AtomicU64::new(0),
+            report,
+        }
+    }
+
+    pub(super) fn add(&self, bytes: u64) {
+        let done = self.done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        (self.report)(Progress {
+            stage: self.stage,
+            done,
+            total: self.total,
+        });
+    }
+}
+
+/// Writes the model of `bundle`, with `plan` applied, to the new folder `out`.
+///
+/// `progress` is called from several threads.
+///
+/// # Errors
+/// `out` exists, lies inside the model folder or holds it; not enough room; the plan was applied to
+/// this folder before; a file is not what the plan was made for; a product is not finite; the plan
+/// changes no byte; the written bytes are not the planned ones. Nothing is left at `out` then.
+pub fn apply(
+    bundle: &Bundle,
+    plan: &EditPlan,
+    out: &Path,
+    options: &Options,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<Receipt, Error> {
+    let tree = bundle.tree();
+    let previous = Receipt::of(tree)?;
+    if previous
+        .as_ref()
+        .is_some_and(|receipt| receipt.names(plan.digest()))
+    {
+        return Err(Error::AlreadyApplied {
+            folder: bundle.folder().to_owned(),
+            digest: plan.digest().to_string(),
+        });
+    }
+    refuse_nesting(tree, out)?;
+    let mut staged = StagedFolder::create(out, options.force)?;
+    staged.require_space(tree.bytes())?;
+    copy(tree, &staged, progress)?;
+
+    let by_file = by_file(tree, plan)?;
+    let meter = Meter::new(Stage::Patch, plan.bytes(), progress);
+    let before = patch(&by_file, &staged, &meter)?;
+    // The disk works while the processor verifies.
+    for (entry, _) in &by_file {
+        staged.seal(&entry.relative)?;
+    }
+    let meter = Meter::new(Stage::Verify, plan.bytes(), progress);
+    let after = verify(&by_file, &staged, &meter)?;
+    if before == after {
+        return Err(Error::NothingToChange {
+            folder: bundle.folder().to_owned(),
+        });
+    }
+    let mut receipt = Receipt {
+        schema_version: SCHEMA_VERSION,
+        tool: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        plan_digest: plan.digest(),
+        plan: options.plan.clone(),
+        files: edited_files(&by_file, &before, &after),
+        previous: previous.map(Box::new),
+    };
+    if options.checksums {
+        for file in &mut receipt.files {
+            let source = tree
+                .get(&file.path)
+                .map(|entry| Sha256::of_file(&entry.path));
+            file.sha256_before = source.transpose()?;
+            file.sha256_after = Some(Sha256::of_file(&staged.path().join(&file.path))?);
+        }
+    }
+    write_receipt(&staged, &receipt)?;
+    Meter::new(Stage::Sync, 0, progress).add(0);
+    staged.commit()?;
+    Ok(receipt)
+}
+
+/// The edits of one file.
+pub(super) type FileEdits<'e> = (&'e Entry, Vec<&'e TensorEdit>);
+
+fn by_file<'e>(tree: &'e Tree, plan: &'e EditPlan) -> Result<Vec<FileEdits<'e>>, Error> {
+    let mut files: BTreeMap<&str, FileEdits<'e>> = BTreeMap::new();
+    for edit in plan.edits() {
+        let entry = tree.get(&edit.file).ok_or_else(|| Error::Changed {
+            file: edit.file.clone(),
+            expected: edit.span.offset.saturating_add(edit.span.len),
+            found: 0,
+        })?;
+        let (_, edits) = files
+            .entry(&edit.file)
+            .or_insert_with(|| (entry, Vec::new()));
+        edits.push(edit);
+    }
+    Ok(files.into_values().collect())
+}
+
+/// Refuses an output in the input, and an input in the output: with `--force`, the one would be
+/// deleted for the other.
+fn refuse_nesting(tree: &Tree, out: &Path) -> Result<(), Error> {
+    let folder = tree.canonical_folder();
+    let absolute = absolute(out);
+    let inside = absolute.starts_with(folder) && tree.is_whole_folder();
+    if inside || folder.starts_with(&absolute) {
+        return Err(Error::Nested {
+            out: out.to_owned(),
+            folder: folder.to_owned(),
+        });
+    }
+    Ok(())
+}
+
+/// Where `out` will be, links resolved as far as it exists.
+fn absolute(out: &Path) -> PathBuf {
+    if let Ok(resolved) = out.canonicalize() {
+        return resolved;
+    }
+    let parent = match out.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    match (parent.canonicalize(), out.file_name()) {
+        (Ok(parent), Some(name)) => parent.join(name),
+        // `StagedFolder::create` refuses it.
+        _ => out.to_owned(),
+    }
+}
+
+fn copy(
+    tree: &Tree,
+    staged: &StagedFolder,
+    progress: &(dyn Fn(Progress) + Sync),
+) -> Result<(), Error> {
+    let meter = Meter::new(Stage::Copy, tree.bytes(), progress);
+    let entries: Vec<&Entry> = tree
+        .entries()
+        .filter(|entry| entry.relative != RECEIPT)
+        .collect();
+    entries.par_iter().try_for_each(|entry| {
+        let copied = staged.copy(&entry.path, &entry.relative)?;
+        meter.add(copied.bytes);
+        match copied.bytes == entry.len {
+            true => Ok(()),
+            false => Err(Error::Changed {
+                file: entry.relative.clone(),
+                expected: entry.len,
+                found: copied.bytes,
+            }),
+        }
+    })
+}
+
+/// Scales the planned ranges of the staged copies. Returns the digests of what was there before.
+fn patch(
+    files: &[FileEdits<'_>],
+    staged: &StagedFolder,
+    meter: &Meter<'_>,
+) -> Result<Vec<Vec<Sha256>>, Error> {
+    files
+        .par_iter()
+        .map(|(entry, edits)| {
+            let target = staged.patch(&entry.relative)?;
+            edits
+                .par_iter()
+                .map(|edit| patch_tensor(edit, &target, meter))
+                .collect()
+        })
+        .collect()
+}
+
+fn patch_tensor(
+    edit: &TensorEdit,
+    target: &PatchTarget,
+    meter: &Meter<'_>,
+) -> Result<Sha256, Error> {
+    let mut hasher = Sha256Hasher::default();
+    let mut block = Block::with_capacity(short(BLOCK.min(edit.span.len)));
+    for part in blocks(edit.span) {
+        target.read_at(part.offset, block.resized(short(part.len)))?;
+        hasher.update(block.bytes());
+        if scale(edit, part.offset, &mut block)? {
+            target.write_at(part.offset, block.bytes())?;
+        }
+        meter.add(part.len);
+    }
+    let before = hasher.finish();
+    edit.check(before)?;
+    Ok(before)
+}
+
+/// Scales a block of `edit` that begins at byte `offset` of the file.
+pub(super) fn scale(edit: &TensorEdit, offset: u64, block: &mut Block) -> Result<bool, Error> {
+    let size = edit.dtype.bytes(1).unwrap_or(1);
+    let start = (offset - edit.span.offset) / size;
+    let not_finite = |fault: NotFinite| Error::NotFinite {
+        file: edit.file.clone(),
+        tensor: edit.tensor.clone(),
+        element: start.saturating_add(fault.index as u64),
+        found: fault.found,
+        gate: fault.gate,
+        dtype: edit.dtype,
+    };
+    let first = usize::try_from(start).unwrap_or(usize::MAX);
+    edit.scaling().apply(first, block).map_err(not_finite)
+}
+
+fn edited_files(
+    files: &[FileEdits<'_>],
+    before: &[Vec<Sha256>],
+    after: &[Vec<Sha256>],
+) -> Vec<EditedFile> {
+    let digests = before.iter().zip(after);
+    files
+        .iter()
+        .zip(digests)
+        .map(|((entry, edits), (before, after))| EditedFile {
+            path: entry.relative.clone(),
+            bytes: entry.len,
+            sha256_before: None,
+            sha256_after: None,
+            ranges: edits
+                .iter()
+                .zip(before.iter().zip(after))
+                .map(|(edit, (&sha256_before, &sha256_after))| EditedRange {
+                    tensor: edit.tensor.clone(),
+                    layer: edit.layer,
+                    form: edit.form,
+                    dtype: edit.dtype,
+                    offset: edit.span.offset,
+                    len: edit.span.len,
+                    sha256_before,
+                    sha256_after,
+                })
+                .collect(),
+        })
+        .collect()
+}
+
+fn write_receipt(staged: &StagedFolder, receipt: &Receipt) -> Result<(), Error> {
+    let text = serde_json::to_vec_pretty(receipt).map_err(|source| crate::files::Error::Io {
+        action: "write",
+        path: staged.path().join(RECEIPT),
+        source: source.into(),
+    })?;
+    Ok(staged.write(RECEIPT, &text)?)
+}
+
+/// A source file of the plan, opened again.
+pub(super) fn source(entry: &Entry) -> Result<Source, Error> {
+    let source = Source::open(&entry.path)?;
+    match source.len() == entry.len {
+        true => Ok(source),
+        false => Err(Error::Changed {
+            file: entry.relative.clone(),
+            expected: entry.len,
+            found: source.len(),
+        }),
+    }
+}

@@ -1,0 +1,306 @@
+//! Which model a file holds, whatever its precision.
+//!
+//! In: the down projections of a decoder. Out: a [`ModelIdentity`]: for every layer the sha256 of
+//! the exact `W_down` bytes, and a *sketch* that survives a change of dtype and quantization.
+//!
+//! The sketch: for up to 256 evenly spaced neurons `j`, `s_j = Σ_i r_i · W_down[i, j]`, with signs
+//! `r_i = ±1` from SplitMix64(i), summed in float64. A random projection keeps relative distances:
+//! rounding that is off by a part `ε` of a weight's spread lowers the correlation of two sketches
+//! to `1 / √(1 + ε²)`, about 0.996 for 4 bits in blocks of 32 and above 0.999 for 8 and 16 bits;
+//! another model's, or the same neurons in another order, correlate like noise (about ± 0.06 for 256).
+//! The threshold, 0.98, lies far from both; the tests measure these numbers.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::form::Subject;
+use super::inspect;
+use super::read::Matrix;
+use super::{Error, columns};
+use crate::bundle::{Bundle, OnnxFile};
+use crate::files::{Sha256, Sha256Hasher};
+use crate::graph::{Index, Mlp, Tower};
+use crate::onnx::{DataType, Limits, ModelFile};
+
+/// The least correlation of two sketches of one matrix.
+pub const SKETCH_THRESHOLD: f64 = 0.98;
+
+/// Neurons in a sketch, at most.
+const SKETCH_NEURONS: usize = 256;
+
+/// Which model a plan is for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelIdentity {
+    /// Every decoder layer, in order.
+    pub layers: Vec<LayerIdentity>,
+}
+
+/// One layer's `W_down`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LayerIdentity {
+    /// Decoder layer.
+    pub layer: usize,
+    /// Number of knowledge vectors.
+    pub d_ff: u64,
+    /// Width of the residual stream.
+    pub d_model: u64,
+    /// Element type as stored.
+    pub dtype: DataType,
+    /// Digest of the stored bytes.
+    pub sha256: Sha256,
+    /// The sketch, `[min(d_ff, 256)]`; empty where the weight is no plain float matrix.
+    pub sketch: Vec<f32>,
+}
+
+/// How well a file fits a plan.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Match {
+    /// The very same bytes in every layer.
+    Exact,
+    /// Another precision of the same weights.
+    Sketch,
+}
+
+/// The first place where a file differs from the model of a plan.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Mismatch {
+    /// Another set of layers.
+    #[error("expected layers {expected:?}, found {found:?}")]
+    Layers {
+        /// The plan's.
+        expected: Vec<usize>,
+        /// The file's.
+        found: Vec<usize>,
+    },
+    /// Another shape.
+    #[error("layer {layer}: expected d_ff × d_model {}×{}, found {}×{}", expected.0, expected.1, found.0, found.1)]
+    Shape {
+        /// Decoder layer.
+        layer: usize,
+        /// The plan's `(d_ff, d_model)`.
+        expected: (u64, u64),
+        /// The file's.
+        found: (u64, u64),
+    },
+    /// The same precision, other bytes.
+    #[error("layer {layer}: expected W_down with sha256 {expected}, found {found}")]
+    Bytes {
+        /// Decoder layer.
+        layer: usize,
+        /// The plan's digest.
+        expected: Sha256,
+        /// The file's.
+        found: Sha256,
+    },
+    /// Another precision, and weights that are not the same before rounding.
+    #[error(
+        "layer {layer}: expected weights that correlate with the plan's by {SKETCH_THRESHOLD} or more, found {found:.3}"
+    )]
+    Sketch {
+        /// Decoder layer.
+        layer: usize,
+        /// The correlation.
+        found: f64,
+    },
+}
+
+/// The identity of one file's decoder: `mlps` are its MLPs, of which the numbered ones of the
+/// language tower count.
+///
+/// # Errors
+/// A weight cannot be read.
+pub fn identity(model: &ModelFile, mlps: &[Mlp<'_>]) -> Result<ModelIdentity, Error> {
+    use rayon::prelude::*;
+    let mut first: BTreeMap<usize, &Mlp<'_>> = BTreeMap::new();
+    for mlp in mlps.iter().filter(|mlp| mlp.tower == Tower::Language) {
+        if let Some(layer) = mlp.layer {
+            first.entry(layer).or_insert(mlp);
+        }
+    }
+    let index = Index::new(model.graph());
+    let layers = first
+        .into_par_iter()
+        .map(|(layer, mlp)| {
+            layer_identity(
+                &Subject {
+                    model,
+                    index: &index,
+                    mlp,
+                },
+                layer,
+            )
+        })
+        .collect::<Result<Vec<_>, Error>>()?;
+    Ok(ModelIdentity { layers })
+}
+
+/// The identity of the decoder in `file` of `bundle`.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn identity_of(bundle: &Bundle, file: &OnnxFile) -> Result<ModelIdentity, Error> {
+    let model = ModelFile::open(&file.path, &Limits::default())?;
+    let index = Index::new(model.graph());
+    identity(&model, &inspect::mlps(bundle, file, &index))
+}
+
+/// Compares the model of a plan with the model in a file.
+///
+/// # Errors
+/// The first [`Mismatch`]: other layers or shapes; the same dtype with other bytes; another dtype
+/// with weights that are not the same.
+pub fn check(plan: &ModelIdentity, file: &ModelIdentity) -> Result<Match, Mismatch> {
+    check_shapes(plan, file)?;
+    let mut matched = Match::Exact;
+    for (expected, found) in plan.layers.iter().zip(&file.layers) {
+        if expected.sha256 == found.sha256 {
+            continue;
+        }
+        if expected.dtype == found.dtype {
+            return Err(Mismatch::Bytes {
+                layer: expected.layer,
+                expected: expected.sha256,
+                found: found.sha256,
+            });
+        }
+        check_sketch(expected, &found.sketch)?;
+        matched = Match::Sketch;
+    }
+    Ok(matched)
+}
+
+/// Layers and shapes only.
+fn check_shapes(plan: &ModelIdentity, file: &ModelIdentity) -> Result<(), Mismatch> {
+    let numbers = |identity: &ModelIdentity| identity.layers.iter().map(|l| l.layer).collect();
+    let (expected, found): (Vec<usize>, Vec<usize>) = (numbers(plan), numbers(file));
+    if expected != found {
+        return Err(Mismatch::Layers { expected, found });
+    }
+    plan.layers
+        .iter()
+        .zip(&file.layers)
+        .try_for_each(|(plan, file)| check_shape(plan, file.d_ff, file.d_model))
+}
+
+pub(super) fn check_shape(plan: &LayerIdentity, d_ff: u64, d_model: u64) -> Result<(), Mismatch> {
+    match (plan.d_ff, plan.d_model) == (d_ff, d_model) {
+        true => Ok(()),
+        false => Err(Mismatch::Shape {
+            layer: plan.layer,
+            expected: (plan.d_ff, plan.d_model),
+            found: (d_ff, d_model),
+        }),
+    }
+}
+
+pub(super) fn check_sketch(plan: &LayerIdentity, sketch: &[f32]) -> Result<(), Mismatch> {
+    let found = correlation(&plan.sketch, sketch);
+    match found >= SKETCH_THRESHOLD {
+        true => Ok(()),
+        false => Err(Mismatch::Sketch {
+            layer: plan.layer,
+            found,
+        }),
+    }
+}
+
+fn layer_identity(subject: &Subject<'_, '_>, layer: usize) -> Result<LayerIdentity, Error> {
+    let (model, mlp) = (subject.model, subject.mlp);
+    let tensor = mlp.down().weight.tensor;
+    // Sharing with another layer forbids an edit, not a sketch: only the form's view of the matrix
+    // is needed here.
+    let matrix = match columns::matrix(subject) {
+        Ok(target) => Matrix::open(model, &target)?,
+        Err(_) => None,
+    };
+    let (sha256, sketch) = match &matrix {
+        Some(matrix) => {
+            let mut hasher = Sha256Hasher::default();
+            matrix.for_each_block(|_, block| hasher.update(block.bytes()))?;
+            (hasher.finish(), sketch(matrix)?)
+        }
+        None => (Sha256::of_bytes(&model.bytes(tensor)?), Vec::new()),
+    };
+    Ok(LayerIdentity {
+        layer,
+        d_ff: mlp.d_ff,
+        d_model: mlp.d_model,
+        dtype: model.data_type(tensor)?,
+        sha256,
+        sketch,
+    })
+}
+
+/// The sketch of a stored matrix. The sum runs over the residual stream in order, whichever way the
+/// matrix lies, so that both ways give the same numbers.
+pub(super) fn sketch(matrix: &Matrix) -> Result<Vec<f32>, Error> {
+    let neurons = sampled(matrix.neurons());
+    let mut sums = vec![0f64; neurons.len()];
+    if matrix.axis == 0 {
+        for (sum, &neuron) in sums.iter_mut().zip(&neurons) {
+            matrix.for_each_in_row(neuron, |i, value| *sum += sign(i) * f64::from(value))?;
+        }
+    } else {
+        for row in 0..matrix.rows {
+            let sign = sign(row);
+            let mut sampled = sums.iter_mut().zip(&neurons).peekable();
+            matrix.for_each_in_row(row, |column, value| {
+                if let Some((sum, _)) = sampled.next_if(|(_, neuron)| **neuron == column) {
+                    *sum += sign * f64::from(value);
+                }
+            })?;
+        }
+    }
+    #[allow(clippy::cast_possible_truncation)] // A sketch is compared by correlation.
+    Ok(sums.into_iter().map(|sum| sum as f32).collect())
+}
+
+/// Evenly spaced neurons of `count`, ascending.
+fn sampled(count: usize) -> Vec<usize> {
+    let samples = count.min(SKETCH_NEURONS);
+    (0..samples)
+        .map(|sample| sample.saturating_mul(count) / samples)
+        .collect()
+}
+
+/// `r_i`: the top bit of SplitMix64 (Steele, Lea, Flood 2014) at state `i`.
+fn sign(i: usize) -> f64 {
+    let mut z = (i as u64)
+        .wrapping_add(1)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    match (z ^ (z >> 31)) >> 63 {
+        0 => 1.0,
+        _ => -1.0,
+    }
+}
+
+/// Pearson's correlation; 1 for equal sketches without spread, 0 for what cannot be compared.
+fn correlation(a: &[f32], b: &[f32]) -> f64 {
+    if a.len() != b.len() || a.is_empty() {
+        return 0.0;
+    }
+    if a == b {
+        return 1.0;
+    }
+    #[allow(clippy::cast_precision_loss)] // At most 256.
+    let count = a.len() as f64;
+    let mean = |values: &[f32]| values.iter().map(|&v| f64::from(v)).sum::<f64>() / count;
+    let (mean_a, mean_b) = (mean(a), mean(b));
+    let (mut ab, mut aa, mut bb) = (0.0, 0.0, 0.0);
+    for (&a, &b) in a.iter().zip(b) {
+        let (a, b) = (f64::from(a) - mean_a, f64::from(b) - mean_b);
+        (ab, aa, bb) = (ab + a * b, aa + a * a, bb + b * b);
+    }
+    let found = ab / (aa * bb).sqrt();
+    match found.is_finite() {
+        true => found,
+        false => 0.0,
+    }
+}

@@ -1,0 +1,174 @@
+//! What a model folder holds, and what of it can be weakened.
+//!
+//! In: a [`Bundle`]. Out: an [`Inspection`], one [`MlpReport`] for every distinct MLP of every ONNX
+//! file, with the form in which its gates would be written, or why there is none.
+
+use std::collections::BTreeSet;
+
+use serde::Serialize;
+
+use super::Error;
+use super::form::{EditForm, Subject, choose};
+use crate::bundle::{Bundle, Layout, OnnxFile, Role};
+use crate::graph::mlp::{find, number_by_order};
+use crate::graph::{Gating, Index, Mlp, Tower};
+use crate::onnx::{Limits, ModelFile};
+
+/// A model folder, looked into.
+#[derive(Clone, Debug, Serialize)]
+pub struct Inspection {
+    /// How the folder is organized.
+    pub layout: Layout,
+    /// `model_type` of `config.json`.
+    pub family: Option<String>,
+    /// Every ONNX file.
+    pub files: Vec<FileReport>,
+}
+
+/// One ONNX file.
+#[derive(Clone, Debug, Serialize)]
+pub struct FileReport {
+    /// Path relative to the folder.
+    pub path: String,
+    /// What the file does.
+    pub role: Role,
+    /// The precision that its name tells, empty for none.
+    pub variant: String,
+    /// Its distinct MLPs, in the graph's order.
+    pub mlps: Vec<MlpReport>,
+    /// What is odd about the file, and would stop an edit.
+    pub warnings: Vec<String>,
+}
+
+/// One distinct MLP.
+#[derive(Clone, Debug, Serialize)]
+pub struct MlpReport {
+    /// Layer number, where it is known.
+    pub layer: Option<usize>,
+    /// Part of the model.
+    pub tower: Tower,
+    /// Number of knowledge vectors.
+    pub d_ff: u64,
+    /// Width of the residual stream.
+    pub d_model: u64,
+    /// Operator of the down projection.
+    pub op: String,
+    /// Name of its stored weight.
+    pub weight: String,
+    /// Element type of that weight, by ONNX's name.
+    pub dtype: String,
+    /// Whether `h = act(gate(x)) ⊙ up(x)`.
+    pub gated: bool,
+    /// The form in which gates would be written.
+    pub edit: Option<EditForm>,
+    /// Why there is none.
+    pub reason: Option<String>,
+}
+
+/// Looks into every ONNX file of `bundle`.
+///
+/// # Errors
+/// A file that is no readable ONNX model.
+pub fn inspect(bundle: &Bundle) -> Result<Inspection, Error> {
+    let files = bundle
+        .files()
+        .iter()
+        .map(|file| inspect_file(bundle, file))
+        .collect::<Result<_, Error>>()?;
+    Ok(Inspection {
+        layout: bundle.layout(),
+        family: bundle.family().map(str::to_owned),
+        files,
+    })
+}
+
+fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
+    let model = ModelFile::open(&file.path, &Limits::default())?;
+    let index = Index::new(model.graph());
+    let mlps = mlps(bundle, file, &index);
+    let mut warnings = Vec::new();
+    if file.role == Role::Decoder
+        && let Err(Error::Layers {
+            expected, found, ..
+        }) = check_layers(bundle, file, &mlps)
+    {
+        warnings.push(format!("expected {expected}, found {found}"));
+    }
+    let mlps = mlps
+        .iter()
+        .map(|mlp| {
+            let weight = mlp.down().weight.tensor;
+            let chosen = choose(&Subject {
+                model: &model,
+                index: &index,
+                mlp,
+            });
+            let (edit, reason) = match chosen {
+                Ok((form, _)) => (Some(form), None),
+                Err(reason) => (None, Some(reason)),
+            };
+            Ok(MlpReport {
+                layer: mlp.layer,
+                tower: mlp.tower,
+                d_ff: mlp.d_ff,
+                d_model: mlp.d_model,
+                op: mlp.down().op.to_owned(),
+                weight: weight.name().to_owned(),
+                dtype: model.data_type(weight)?.to_string(),
+                gated: mlp.gating != Gating::Plain,
+                edit,
+                reason,
+            })
+        })
+        .collect::<Result<_, Error>>()?;
+    Ok(FileReport {
+        path: file.relative.clone(),
+        role: file.role,
+        variant: file.variant.clone(),
+        mlps,
+        warnings,
+    })
+}
+
+/// The MLPs of `file`, by what its role and the configuration tell: the tower, and numbers where
+/// names hold none.
+pub fn mlps<'m>(bundle: &Bundle, file: &OnnxFile, index: &Index<'m>) -> Vec<Mlp<'m>> {
+    let tower = match (bundle.layout(), file.role) {
+        // A single file may hold both towers.
+        (Layout::SingleFile, _) | (_, Role::EmbedTokens | Role::Other) => None,
+        (_, Role::Decoder) => Some(Tower::Language),
+        (_, Role::VisionEncoder) => Some(Tower::Vision),
+    };
+    let mut mlps = find(index, tower);
+    if let (Role::Decoder, Some(layers)) = (file.role, bundle.layers()) {
+        number_by_order(&mut mlps, Tower::Language, layers);
+    }
+    mlps
+}
+
+/// Checks that the decoder `file` shows every layer that the configuration tells of, each numbered.
+///
+/// # Errors
+/// [`Error::Layers`].
+pub fn check_layers(bundle: &Bundle, file: &OnnxFile, mlps: &[Mlp<'_>]) -> Result<(), Error> {
+    let language = || mlps.iter().filter(|mlp| mlp.tower == Tower::Language);
+    let numbered: BTreeSet<usize> = language().filter_map(|mlp| mlp.layer).collect();
+    let nameless = language().filter(|mlp| mlp.layer.is_none()).count();
+    let wrong = |expected: String| {
+        Err(Error::Layers {
+            file: file.relative.clone(),
+            expected,
+            found: match nameless {
+                0 => format!("{} MLPs, of layers {numbered:?}", language().count()),
+                n => format!("{n} MLPs without a layer number, and layers {numbered:?}"),
+            },
+        })
+    };
+    match bundle.layers() {
+        Some(layers) if nameless > 0 || !numbered.iter().copied().eq(0..layers) => {
+            wrong(format!("layers 0..{layers} (num_hidden_layers)"))
+        }
+        None if nameless > 0 || numbered.is_empty() => wrong("MLPs with layer numbers".to_owned()),
+        _ => Ok(()),
+    }
+}

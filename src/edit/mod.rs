@@ -1,0 +1,38 @@
+//! From a plan to bytes: gates folded into the weights of a model folder.
+//!
+//! In: a [`Bundle`](crate::bundle::Bundle), gates per layer (`[d_ff]` each, float32), and the
+//! [`ModelIdentity`] of the model that they were computed on. Out: a new folder, and a receipt.
+//!
+//! 1. [`inspect`](mod@inspect): what can be weakened, in which form, and why not;
+//! 2. [`identity`](mod@identity): which model this is, whatever its precision;
+//! 3. [`EditPlan`]: the byte ranges to change, as a value that was checked and can be printed;
+//! 4. [`apply`](mod@apply): copy, patch, verify, rename;
+//! 5. [`diff`](mod@diff): what differs between two folders, and whether that was planned.
+//!
+//! Promises: no byte outside the planned ranges changes; a gate of 1 changes nothing; every decoder
+//! file of the folder is edited, or none; stored values are rounded once, to nearest even; a run
+//! that would change nothing is an error.
+//!
+//! A form of edit is one file (as [`columns`](self)) and one line in `form.rs`.
+
+pub mod apply;
+mod columns;
+pub mod diff;
+mod error;
+mod form;
+pub mod identity;
+pub mod inspect;
+mod plan;
+mod read;
+pub mod receipt;
+mod scale;
+mod verify;
+
+pub use apply::{Options, Progress, Stage, apply};
+pub use diff::{DiffReport, diff};
+pub use error::Error;
+pub use form::EditForm;
+pub use identity::{LayerIdentity, Match, Mismatch, ModelIdentity, check, identity, identity_of};
+pub use inspect::{FileReport, Inspection, MlpReport, inspect};
+pub use plan::{EditPlan, TensorEdit};
+pub use receipt::Receipt;

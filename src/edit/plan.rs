@@ -1,0 +1,452 @@
+//! The byte ranges that an edit will change, before it changes any.
+//!
+//! In: a [`Bundle`], gates per layer, and the identity of the model that they are for. Out: an
+//! [`EditPlan`]. It covers every decoder file of the folder, or there is none; it was checked that
+//! the files hold the plan's model, and that nothing else in the folder uses the bytes.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::sync::Arc;
+
+use serde::Serialize;
+
+use super::form::{EditForm, Subject, choose};
+use super::identity::{self, LayerIdentity, ModelIdentity};
+use super::inspect::{check_layers, mlps};
+use super::read::Matrix;
+use super::scale::Scaling;
+use super::{Error, Mismatch};
+use crate::bundle::{Bundle, OnnxFile, Role, beside};
+use crate::files::{Sha256, Sha256Hasher};
+use crate::graph::{Index, Mlp, Tower};
+use crate::onnx::schema::TensorProto;
+use crate::onnx::{ByteSpan, DataType, Limits, ModelFile, Storage, tensors};
+
+/// One stored matrix, to be multiplied by gates along one axis.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorEdit {
+    /// The file that holds the bytes, relative to the model folder.
+    pub file: String,
+    /// The tensor's name.
+    pub tensor: String,
+    /// Decoder layer.
+    pub layer: usize,
+    /// The form of the edit.
+    pub form: EditForm,
+    /// The bytes in that file.
+    pub span: ByteSpan,
+    /// Element type.
+    pub dtype: DataType,
+    /// Stored rows.
+    pub rows: usize,
+    /// Stored columns.
+    pub columns: usize,
+    /// The stored axis that the gates run along, 0 or 1.
+    pub axis: usize,
+    /// One gate for each slice along the axis.
+    #[serde(skip)]
+    pub(super) gates: Arc<[f32]>,
+    /// What the bytes must be, where the plan was made for this very precision.
+    #[serde(skip)]
+    pub(super) expected: Option<Sha256>,
+}
+
+impl TensorEdit {
+    /// The gates along the axis.
+    pub fn gates(&self) -> &[f32] {
+        &self.gates
+    }
+
+    pub(super) fn scaling(&self) -> Scaling<'_> {
+        Scaling {
+            dtype: self.dtype,
+            columns: self.columns,
+            axis: self.axis,
+            gates: &self.gates,
+        }
+    }
+}
+
+/// Everything that an edit will change, by file and offset.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct EditPlan {
+    /// Digest of the gates: the same for every folder that they are applied to.
+    digest: Sha256,
+    edits: Vec<TensorEdit>,
+}
+
+impl EditPlan {
+    /// Plans the edit of every decoder file of `bundle` by `gates` (`[d_ff]` by layer), computed on the
+    /// model `identity`.
+    ///
+    /// Layers and shapes must be those of `identity`, and the weights must match by sketch. Where a
+    /// file has the precision of `identity`, its exact bytes are checked too: by [`apply`](super::apply())
+    /// while it copies them, or now by [`EditPlan::check_bytes`].
+    ///
+    /// # Errors
+    /// A gate that is not finite or too many or few of them; [`Error::NothingToChange`] when all are
+    /// 1; another model; a layer of some decoder file that cannot be edited; bytes that something
+    /// else uses too.
+    pub fn new(
+        bundle: &Bundle,
+        gates: &BTreeMap<usize, Vec<f32>>,
+        identity: &ModelIdentity,
+    ) -> Result<EditPlan, Error> {
+        let gates = effective(bundle, gates)?;
+        let models = bundle
+            .files()
+            .iter()
+            .map(|file| Ok((file, ModelFile::open(&file.path, &Limits::default())?)))
+            .collect::<Result<Vec<_>, Error>>()?;
+        if bundle.decoders().next().is_none() {
+            return Err(Error::NoDecoder {
+                folder: bundle.folder().to_owned(),
+            });
+        }
+        let mut edits: BTreeMap<(String, ByteSpan), TensorEdit> = BTreeMap::new();
+        let mut planned = HashSet::new();
+        for (file, model) in &models {
+            let index = Index::new(model.graph());
+            let mlps = mlps(bundle, file, &index);
+            let context = File {
+                bundle,
+                file,
+                model,
+                index: &index,
+                identity,
+            };
+            match file.role {
+                Role::Decoder => {
+                    for (tensor, edit) in context.edits(&mlps, &gates)? {
+                        planned.insert(std::ptr::from_ref(tensor));
+                        merge(&mut edits, edit)?;
+                    }
+                }
+                Role::Other => context.refuse_copies(&mlps, &gates)?,
+                Role::VisionEncoder | Role::EmbedTokens => {}
+            }
+        }
+        let edits: Vec<TensorEdit> = edits.into_values().collect();
+        for (file, model) in &models {
+            refuse_overlaps(file, model, &edits, &planned)?;
+        }
+        Ok(EditPlan {
+            digest: digest(&gates),
+            edits,
+        })
+    }
+
+    /// Digest of the gates that differ from 1, by layer: what a receipt calls the plan.
+    pub fn digest(&self) -> Sha256 {
+        self.digest
+    }
+
+    /// What will change, by file and offset.
+    pub fn edits(&self) -> &[TensorEdit] {
+        &self.edits
+    }
+
+    /// Bytes in all planned ranges.
+    pub fn bytes(&self) -> u64 {
+        self.edits.iter().map(|edit| edit.span.len).sum()
+    }
+
+    /// Checks now what [`apply`](super::apply()) checks while copying: that every file in the precision
+    /// of the plan's model holds its exact bytes. For a dry run.
+    ///
+    /// # Errors
+    /// [`Error::OtherModel`], or a file that cannot be read.
+    pub fn check_bytes(&self, bundle: &Bundle) -> Result<(), Error> {
+        use rayon::prelude::*;
+        self.edits.par_iter().try_for_each(|edit| {
+            let source = super::read::Source::open(&bundle.folder().join(&edit.file))?;
+            let mut hasher = Sha256Hasher::default();
+            let mut bytes = Vec::new();
+            for block in super::read::blocks(edit.span) {
+                bytes.resize(super::read::short(block.len), 0);
+                source.read_at(block.offset, &mut bytes)?;
+                hasher.update(&bytes);
+            }
+            edit.check(hasher.finish())
+        })
+    }
+}
+
+impl TensorEdit {
+    /// Compares the digest of the bytes before the edit with what the plan expects, if it does.
+    pub(super) fn check(&self, found: Sha256) -> Result<(), Error> {
+        match self.expected {
+            Some(expected) if expected != found => Err(Error::OtherModel {
+                file: self.file.clone(),
+                mismatch: Mismatch::Bytes {
+                    layer: self.layer,
+                    expected,
+                    found,
+                },
+            }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The layers with a gate other than 1, every gate finite.
+#[allow(clippy::float_cmp)] // Exactly 1 is what changes nothing.
+fn effective(
+    bundle: &Bundle,
+    gates: &BTreeMap<usize, Vec<f32>>,
+) -> Result<BTreeMap<usize, Arc<[f32]>>, Error> {
+    let mut effective = BTreeMap::new();
+    for (&layer, gates) in gates {
+        if let Some((neuron, &found)) = gates.iter().enumerate().find(|(_, g)| !g.is_finite()) {
+            return Err(Error::Gate {
+                layer,
+                neuron,
+                found,
+            });
+        }
+        if gates.iter().any(|&gate| gate != 1.0) {
+            effective.insert(layer, Arc::from(gates.as_slice()));
+        }
+    }
+    match effective.is_empty() {
+        true => Err(Error::NothingToChange {
+            folder: bundle.folder().to_owned(),
+        }),
+        false => Ok(effective),
+    }
+}
+
+fn digest(gates: &BTreeMap<usize, Arc<[f32]>>) -> Sha256 {
+    let mut hasher = Sha256Hasher::default();
+    hasher.update(b"kvw gates 1\n");
+    for (&layer, gates) in gates {
+        hasher.update(&(layer as u64).to_le_bytes());
+        hasher.update(&(gates.len() as u64).to_le_bytes());
+        for gate in gates.iter() {
+            hasher.update(&gate.to_le_bytes());
+        }
+    }
+    hasher.finish()
+}
+
+/// One ONNX file, opened, beside the model that it should hold.
+struct File<'a, 'm> {
+    bundle: &'a Bundle,
+    file: &'a OnnxFile,
+    model: &'m ModelFile,
+    index: &'a Index<'m>,
+    identity: &'a ModelIdentity,
+}
+
+impl<'m> File<'_, 'm> {
+    fn other_model(&self, mismatch: Mismatch) -> Error {
+        Error::OtherModel {
+            file: self.file.relative.clone(),
+            mismatch,
+        }
+    }
+
+    fn subject<'s>(&'s self, mlp: &'s Mlp<'m>) -> Subject<'s, 'm> {
+        Subject {
+            model: self.model,
+            index: self.index,
+            mlp,
+        }
+    }
+
+    /// The edits of a decoder file.
+    fn edits(
+        &self,
+        mlps: &[Mlp<'m>],
+        gates: &BTreeMap<usize, Arc<[f32]>>,
+    ) -> Result<Vec<(&'m TensorProto, TensorEdit)>, Error> {
+        check_layers(self.bundle, self.file, mlps)?;
+        let numbered: BTreeMap<usize, Vec<&Mlp<'m>>> = mlps
+            .iter()
+            .filter(|mlp| mlp.tower == Tower::Language)
+            .filter_map(|mlp| Some((mlp.layer?, mlp)))
+            .fold(BTreeMap::new(), |mut layers, (layer, mlp)| {
+                layers.entry(layer).or_insert_with(Vec::new).push(mlp);
+                layers
+            });
+        let expected: Vec<usize> = self.identity.layers.iter().map(|l| l.layer).collect();
+        let found: Vec<usize> = numbered.keys().copied().collect();
+        if expected != found {
+            return Err(self.other_model(Mismatch::Layers { expected, found }));
+        }
+        if let Some(layer) = gates.keys().find(|layer| !numbered.contains_key(layer)) {
+            return Err(Error::Layers {
+                file: self.file.relative.clone(),
+                expected: format!("layer {layer}, for which the plan has gates"),
+                found: format!("layers {found:?}"),
+            });
+        }
+        let mut edits = Vec::new();
+        for (layer, mlps) in self.identity.layers.iter().zip(numbered.values()) {
+            for mlp in mlps {
+                identity::check_shape(layer, mlp.d_ff, mlp.d_model)
+                    .map_err(|mismatch| self.other_model(mismatch))?;
+                if let Some(gates) = gates.get(&layer.layer) {
+                    edits.push(self.edit(layer, mlp, gates)?);
+                }
+            }
+        }
+        Ok(edits)
+    }
+
+    fn edit(
+        &self,
+        layer: &LayerIdentity,
+        mlp: &Mlp<'m>,
+        gates: &Arc<[f32]>,
+    ) -> Result<(&'m TensorProto, TensorEdit), Error> {
+        if gates.len() as u64 != mlp.d_ff {
+            return Err(Error::GateCount {
+                file: self.file.relative.clone(),
+                layer: layer.layer,
+                expected: mlp.d_ff,
+                found: gates.len(),
+            });
+        }
+        let not_editable = |reason| Error::NotEditable {
+            file: self.file.relative.clone(),
+            layer: layer.layer,
+            node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
+            tensor: mlp.down().weight.tensor.name().to_owned(),
+            reason,
+        };
+        let (form, target) = choose(&self.subject(mlp)).map_err(not_editable)?;
+        let placed = place(&self.file.relative, &target.storage);
+        let matrix = Matrix::open(self.model, &target)?;
+        let (Some((file, span)), Some(matrix)) = (placed, matrix) else {
+            return Err(not_editable("its bytes lie in no fixed place".to_owned()));
+        };
+        let sketch = identity::sketch(&matrix)?;
+        identity::check_sketch(layer, &sketch).map_err(|mismatch| self.other_model(mismatch))?;
+        let edit = TensorEdit {
+            file,
+            tensor: target.tensor.name().to_owned(),
+            layer: layer.layer,
+            form,
+            span,
+            dtype: target.dtype,
+            rows: matrix.rows,
+            columns: matrix.columns,
+            axis: target.axis,
+            gates: Arc::clone(gates),
+            expected: (target.dtype == layer.dtype).then_some(layer.sha256),
+        };
+        Ok((target.tensor, edit))
+    }
+
+    /// A file that is no decoder by its name must not hold the weights that are to be weakened: they
+    /// would be in the output as they were.
+    fn refuse_copies(
+        &self,
+        mlps: &[Mlp<'m>],
+        gates: &BTreeMap<usize, Arc<[f32]>>,
+    ) -> Result<(), Error> {
+        for mlp in mlps {
+            let weakened = (self.identity.layers.iter())
+                .find(|l| Some(l.layer) == mlp.layer && gates.contains_key(&l.layer));
+            let Some(layer) = weakened else { continue };
+            if identity::check_shape(layer, mlp.d_ff, mlp.d_model).is_err() {
+                continue;
+            }
+            let Ok((_, target)) = choose(&self.subject(mlp)) else {
+                continue;
+            };
+            let Some(matrix) = Matrix::open(self.model, &target)? else {
+                continue;
+            };
+            if identity::check_sketch(layer, &identity::sketch(&matrix)?).is_ok() {
+                return Err(Error::Uncovered {
+                    file: self.file.relative.clone(),
+                    layer: layer.layer,
+                    tensor: target.tensor.name().to_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The file, relative to the model folder, and the bytes in it, of a tensor of the ONNX file `onnx`.
+pub(super) fn place(onnx: &str, storage: &Storage) -> Option<(String, ByteSpan)> {
+    match storage {
+        Storage::Inline(span) => Some((onnx.to_owned(), *span)),
+        Storage::External { location, span, .. } => Some((beside(onnx, location), *span)),
+        Storage::Typed => None,
+    }
+}
+
+/// Adds an edit. Two decoder files may share their weights: the same edit of the same bytes is one.
+fn merge(
+    edits: &mut BTreeMap<(String, ByteSpan), TensorEdit>,
+    edit: TensorEdit,
+) -> Result<(), Error> {
+    use std::collections::btree_map::Entry;
+    match edits.entry((edit.file.clone(), edit.span)) {
+        Entry::Vacant(place) => {
+            place.insert(edit);
+            Ok(())
+        }
+        Entry::Occupied(place) => {
+            let there = place.get();
+            let same = (there.layer, there.axis, there.dtype, there.rows)
+                == (edit.layer, edit.axis, edit.dtype, edit.rows);
+            match same {
+                true => Ok(()),
+                false => Err(overlap(
+                    &edit,
+                    format!("'{}' of layer {}", there.tensor, there.layer),
+                )),
+            }
+        }
+    }
+}
+
+fn overlap(edit: &TensorEdit, other: String) -> Error {
+    Error::Overlap {
+        data: edit.file.clone(),
+        span: edit.span,
+        tensor: edit.tensor.clone(),
+        other,
+    }
+}
+
+/// Refuses planned bytes that another tensor of `model`, or another planned range, shares.
+fn refuse_overlaps(
+    file: &OnnxFile,
+    model: &ModelFile,
+    edits: &[TensorEdit],
+    planned: &HashSet<*const TensorProto>,
+) -> Result<(), Error> {
+    let touched: BTreeSet<&str> = edits.iter().map(|edit| edit.file.as_str()).collect();
+    for tensor in tensors(model.proto()) {
+        let Some((data, span)) = place(&file.relative, &model.storage(tensor)?) else {
+            continue;
+        };
+        if !touched.contains(data.as_str()) {
+            continue;
+        }
+        // Sorted by file and offset: the first edit that ends behind the span's start, if any.
+        let from = edits.partition_point(|edit| {
+            (
+                edit.file.as_str(),
+                edit.span.offset.saturating_add(edit.span.len),
+            ) <= (data.as_str(), span.offset)
+        });
+        let near = edits.iter().skip(from).take(2);
+        for edit in near.filter(|edit| edit.file == data && edit.span.overlaps(span)) {
+            let itself = planned.contains(&std::ptr::from_ref(tensor)) && edit.span == span;
+            if !itself {
+                let name = tensor.name();
+                return Err(overlap(
+                    edit,
+                    format!("'{name}' of {} ({span})", file.relative),
+                ));
+            }
+        }
+    }
+    Ok(())
+}

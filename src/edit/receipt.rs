@@ -1,0 +1,116 @@
+//! `kvw.json`: what was done to a model folder.
+//!
+//! In: the plan and the digests that were computed while it was applied. Out: a [`Receipt`], written
+//! into the output folder and read back by [`diff`](mod@super::diff). It holds no time and no
+//! absolute path: the same inputs give the same bytes.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{EditForm, Error};
+use crate::bundle::{Tree, read_json};
+use crate::files::{RECEIPT, Sha256};
+use crate::onnx::{ByteSpan, DataType};
+
+/// The version of the receipt's format.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// What was done, to which bytes, by which plan.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Receipt {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// Name of the tool.
+    pub tool: String,
+    /// Version of the tool.
+    pub version: String,
+    /// Digest of the gates ([`EditPlan::digest`](super::EditPlan::digest)).
+    pub plan_digest: Sha256,
+    /// What made the plan (rule, parameters, data), as the caller tells it.
+    pub plan: Value,
+    /// Every file with planned ranges.
+    pub files: Vec<EditedFile>,
+    /// The receipt that was in the input folder: this is not the first edit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<Box<Receipt>>,
+}
+
+/// One file with planned ranges.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditedFile {
+    /// Path relative to the folder.
+    pub path: String,
+    /// Length in bytes, before and after.
+    pub bytes: u64,
+    /// Digest of the whole input file, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256_before: Option<Sha256>,
+    /// Digest of the whole output file, where it was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256_after: Option<Sha256>,
+    /// The planned ranges, by offset.
+    pub ranges: Vec<EditedRange>,
+}
+
+/// One planned range.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EditedRange {
+    /// The tensor's name.
+    pub tensor: String,
+    /// Decoder layer.
+    pub layer: usize,
+    /// The form of the edit.
+    pub form: EditForm,
+    /// Element type.
+    pub dtype: DataType,
+    /// Bytes from the file's start.
+    pub offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Digest of the range before.
+    pub sha256_before: Sha256,
+    /// Digest of the range after.
+    pub sha256_after: Sha256,
+}
+
+impl EditedRange {
+    /// The range.
+    pub fn span(&self) -> ByteSpan {
+        ByteSpan {
+            offset: self.offset,
+            len: self.len,
+        }
+    }
+}
+
+impl Receipt {
+    /// The receipt of the folder `tree`, if it has one.
+    ///
+    /// # Errors
+    /// A file of that name that is no receipt of this tool.
+    pub fn of(tree: &Tree) -> Result<Option<Receipt>, Error> {
+        match tree.get(RECEIPT) {
+            Some(entry) => Ok(Some(Receipt::read(&entry.path)?)),
+            None => Ok(None),
+        }
+    }
+
+    /// Reads a receipt.
+    ///
+    /// # Errors
+    /// The file is too large, or no receipt of this tool.
+    pub fn read(path: &Path) -> Result<Receipt, Error> {
+        Ok(read_json(path)?)
+    }
+
+    /// Whether this plan is among those that made the folder.
+    pub fn names(&self, plan: Sha256) -> bool {
+        std::iter::successors(Some(self), |receipt| receipt.previous.as_deref())
+            .any(|receipt| receipt.plan_digest == plan)
+    }
+}
