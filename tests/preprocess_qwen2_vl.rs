@@ -23,8 +23,8 @@ use kvw::preprocess::patches::{PatchLayout, flatten, normalization, smart_resize
 use kvw::preprocess::resize::{Filter, resize};
 use kvw::preprocess::template::ChatTemplate;
 use kvw::preprocess::{
-    Error, Family, Form, ImageBackend, ModelDir, PositionIds, Prepared, image, open_family,
-    open_family_with,
+    Error, Family, Form, ImageBackend, ModelDir, PositionIds, Prepared, Tokenizer, image,
+    open_family, open_family_with,
 };
 use ndarray::{Array2, Array3, ArrayView3};
 use safetensors::SafeTensors;
@@ -837,4 +837,37 @@ fn damaged_images_never_panic() {
         }
     }
     assert!(cases > 500, "{cases}");
+}
+
+/// tokenizer.json with bytes overwritten: a tokenizer or an error, and panics of the library stay
+/// inside.
+#[test]
+fn damaged_tokenizers_never_panic() {
+    let dir = model_with("tokenizer.json", Some(""));
+    let bytes = std::fs::read(fixture().join("model/tokenizer.json")).unwrap();
+    let path = dir.path().join("tokenizer.json");
+    let (mut state, mut refused) = (7_u64, 0);
+    for case in 0..150 {
+        let mut damaged = bytes.clone();
+        if case < 10 {
+            damaged.truncate(bytes.len() * case / 10);
+        } else {
+            for _ in 0..1 + case % 4 {
+                state = state
+                    .wrapping_mul(6_364_136_223_846_793_005)
+                    .wrapping_add(1);
+                let place = usize::try_from(state >> 33).unwrap() % damaged.len();
+                damaged[place] = state.to_le_bytes()[3] & 0x7f;
+            }
+        }
+        std::fs::write(&path, damaged).unwrap();
+        match Tokenizer::open(&path) {
+            Ok(tokenizer) => drop(tokenizer.encode("Who is <|im_end|> Größe 李明?")),
+            Err(error) => {
+                assert!(error.to_string().contains("tokenizer.json"), "{error}");
+                refused += 1;
+            }
+        }
+    }
+    assert!(refused > 50, "{refused}");
 }

@@ -205,7 +205,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn both_sides_are_positive_multiples_of_the_factor(height in 1_usize..9000, width in 1_usize..9000) {
+        fn both_sides_are_positive_multiples_of_the_factor(
+            height in 1_usize..9000,
+            width in 1_usize..9000,
+        ) {
             if let Ok((rows, columns)) = smart_resize(height, width, 28, 3136, 50176) {
                 prop_assert!(rows > 0 && columns > 0 && rows % 28 == 0 && columns % 28 == 0);
             }

@@ -8,12 +8,15 @@
 //! - torchvision on CPU (`ATen/native/cpu/UpSampleKernel.cpp`, uint8 with `antialias=True`): 16-bit
 //!   weights, with as many fractional bits as the largest weight of the axis leaves room for.
 
-use ndarray::{Array2, Array3, ArrayView3, s};
+use ndarray::{Array3, ArrayView3};
+use rayon::prelude::*;
 
 use super::{Error, ImageBackend};
 
 /// Larger sides are refused: sizes stay far from what 32-bit sums hold.
 pub const MAX_SIDE: usize = 1 << 16;
+
+const CHANNELS: usize = 3;
 
 /// An interpolation filter; the numbers are Pillow's (`resample` in preprocessor_config.json).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -89,17 +92,16 @@ pub fn resize(
     filter: Filter,
     backend: ImageBackend,
 ) -> Result<Array3<u8>, Error> {
-    let (old_height, old_width, _) = image.dim();
-    if [old_height, old_width, height, width]
-        .iter()
-        .any(|side| !(1..=MAX_SIDE).contains(side))
-    {
-        return Err(Error::ResizeSize {
-            width: old_width,
-            height: old_height,
-            new_width: width,
-            new_height: height,
-        });
+    let (old_height, old_width, channels) = image.dim();
+    let size_error = Error::ResizeSize {
+        width: old_width,
+        height: old_height,
+        new_width: width,
+        new_height: height,
+    };
+    let sides = [old_height, old_width, height, width];
+    if channels != CHANNELS || sides.iter().any(|side| !(1..=MAX_SIDE).contains(side)) {
+        return Err(size_error);
     }
     if filter == Filter::Lanczos && backend == ImageBackend::Torchvision {
         return Err(Error::Filter {
@@ -108,49 +110,61 @@ pub fn resize(
         });
     }
     // A pass over an axis that keeps its length is left out, as both libraries do.
-    let mut resized = image.to_owned();
+    let mut levels: Vec<u8> = image.iter().copied().collect();
     if width != old_width {
-        resized = horizontal(&resized, &Windows::new(old_width, width, filter, backend));
+        let windows = Windows::new(old_width, width, filter, backend);
+        levels = horizontal(&levels, old_width, &windows);
     }
     if height != old_height {
-        resized = vertical(&resized, &Windows::new(old_height, height, filter, backend));
+        let windows = Windows::new(old_height, height, filter, backend);
+        levels = vertical(&levels, width, &windows);
     }
-    Ok(resized)
+    Array3::from_shape_vec((height, width, CHANNELS), levels).map_err(|_| size_error)
 }
 
-fn horizontal(image: &Array3<u8>, windows: &Windows) -> Array3<u8> {
-    let (height, _, _) = image.dim();
-    let mut output = Array3::zeros((height, windows.starts.len(), 3));
-    for (source, mut target) in image.outer_iter().zip(output.outer_iter_mut()) {
-        for ((start, weights), mut pixel) in windows.iter().zip(target.outer_iter_mut()) {
-            let mut sums = [0_i32; 3];
-            let window = source.slice(s![start..start + weights.len(), ..]);
-            for (level, &weight) in window.outer_iter().zip(weights) {
-                for (sum, &level) in sums.iter_mut().zip(level) {
-                    *sum += i32::from(level) * weight;
+/// Rows of `width` pixels → rows of as many pixels as there are windows.
+fn horizontal(levels: &[u8], width: usize, windows: &Windows) -> Vec<u8> {
+    let new_width = windows.starts.len();
+    let mut output = vec![0; levels.len() / width * new_width];
+    let rows = levels.par_chunks_exact(width * CHANNELS);
+    rows.zip(output.par_chunks_exact_mut(new_width * CHANNELS))
+        .for_each(|(row, target)| {
+            for ((start, weights), pixel) in windows.iter().zip(target.chunks_exact_mut(CHANNELS)) {
+                let mut sums = [0_i32; CHANNELS];
+                for (source, &weight) in row.chunks_exact(CHANNELS).skip(start).zip(weights) {
+                    for (sum, &level) in sums.iter_mut().zip(source) {
+                        *sum += i32::from(level) * weight;
+                    }
                 }
+                pixel
+                    .iter_mut()
+                    .zip(sums)
+                    .for_each(|(level, sum)| *level = windows.round(sum));
             }
-            pixel
-                .iter_mut()
-                .zip(sums)
-                .for_each(|(level, sum)| *level = windows.round(sum));
-        }
-    }
+        });
     output
 }
 
-fn vertical(image: &Array3<u8>, windows: &Windows) -> Array3<u8> {
-    let (_, width, channels) = image.dim();
-    let mut output = Array3::zeros((windows.starts.len(), width, channels));
-    let mut sums = Array2::<i32>::zeros((width, channels));
-    for ((start, weights), mut target) in windows.iter().zip(output.outer_iter_mut()) {
-        sums.fill(0);
-        let window = image.slice(s![start..start + weights.len(), .., ..]);
-        for (row, &weight) in window.outer_iter().zip(weights) {
-            sums.zip_mut_with(&row, |sum, &level| *sum += i32::from(level) * weight);
+/// Rows of `width` pixels → as many rows as there are windows.
+fn vertical(levels: &[u8], width: usize, windows: &Windows) -> Vec<u8> {
+    let stride = width * CHANNELS;
+    let mut output = vec![0; windows.starts.len() * stride];
+    let targets = output
+        .par_chunks_exact_mut(stride)
+        .zip(&windows.starts)
+        .zip(&windows.weights);
+    targets.for_each(|((target, &start), weights)| {
+        let mut sums = vec![0_i32; stride];
+        for (row, &weight) in levels.chunks_exact(stride).skip(start).zip(weights) {
+            for (sum, &level) in sums.iter_mut().zip(row) {
+                *sum += i32::from(level) * weight;
+            }
         }
-        target.zip_mut_with(&sums, |level, &sum| *level = windows.round(sum));
-    }
+        target
+            .iter_mut()
+            .zip(sums)
+            .for_each(|(level, sum)| *level = windows.round(sum));
+    });
     output
 }
 
@@ -242,12 +256,14 @@ mod tests {
     proptest! {
         #[test]
         fn a_flat_image_stays_flat(
-            (height, width) in (1_usize..90, 1_usize..90), (new_height, new_width) in (1_usize..90, 1_usize..90), level: u8,
+            (height, width) in (1_usize..90, 1_usize..90),
+            to in (1_usize..90, 1_usize..90),
+            level: u8,
         ) {
             let image = Array3::from_elem((height, width, 3), level);
             for backend in BACKENDS {
-                let resized = resize(image.view(), new_height, new_width, Filter::Bicubic, backend).unwrap();
-                prop_assert_eq!(resized.dim(), (new_height, new_width, 3));
+                let resized = resize(image.view(), to.0, to.1, Filter::Bicubic, backend).unwrap();
+                prop_assert_eq!(resized.dim(), (to.0, to.1, 3));
                 prop_assert!(resized.iter().all(|&value| value.abs_diff(level) <= 1));
             }
         }

@@ -405,8 +405,10 @@ mod tests {
 
     #[test]
     fn python_methods_and_loop_controls_work() {
-        let source = "{% set t = messages[0].content[0].text %}{{ t.strip() }}|{{ t.strip().split(' ')[1] }}|{{ t.startswith(' N') }}\
-                      |{% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}{% endfor %}|{{ tools is none }}";
+        let source = "{% set t = messages[0].content[0].text %}\
+                      {{ t.strip() }}|{{ t.strip().split(' ')[1] }}|{{ t.startswith(' N') }}|\
+                      {% for i in range(9) %}{% if i == 2 %}{% break %}{% endif %}{{ i }}\
+                      {% endfor %}|{{ tools is none }}";
         assert_eq!(render(source).unwrap(), "Näme <b>|<b>|True|01|True");
     }
 
