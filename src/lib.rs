@@ -28,5 +28,6 @@ pub mod files;
 pub mod graph;
 pub mod kvw;
 pub mod onnx;
+pub mod pipeline;
 pub mod preprocess;
 pub mod runtime;

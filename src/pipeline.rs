@@ -17,7 +17,7 @@ use ndarray::{Array1, Axis};
 use crate::bundle::{Bundle, OnnxFile};
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, ModelIdentity};
-use crate::graph::{Gating, Index, Mlp, Moment, Outputs, Tower};
+use crate::graph::{Index, Mlp, Moment, Outputs, Tower};
 use crate::kvw::{self, Gates, LayerRange, Plan};
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{Form, open_family};
@@ -54,6 +54,12 @@ pub enum Error {
         /// What is there instead.
         found: &'static str,
     },
+    /// Norms were asked for of a matrix that is stored quantized.
+    #[error("layer {layer}: expected a float down projection to keep the norm of, found another")]
+    NoNorms {
+        /// Decoder layer.
+        layer: usize,
+    },
     /// A file of coefficients or gates that was made for another model.
     #[error("{} was made for another model", path.display())]
     OtherModel {
@@ -88,9 +94,8 @@ impl Error {
             Error::NotRunnable { .. } => {
                 Some("pass the model's folder, not one of its .onnx files".into())
             }
-            Error::OtherModel { .. } => {
-                Some("collect and weaken again, on this model".into())
-            }
+            Error::NoNorms { .. } => Some("leave out --keep-norm".into()),
+            Error::OtherModel { .. } => Some("collect and weaken again, on this model".into()),
             Error::NoIdentity { .. } => {
                 Some("pass a file that `kvw collect` or `kvw weaken` wrote".into())
             }
@@ -172,21 +177,44 @@ impl<'a> Model<'a> {
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
         edit::check_layers(self.bundle, self.decoder_file, &mlps)?;
         Ok(self.with_mlps(layers, |mlps| {
-            Decoder::open(self.engine, &self.model, &mlps, outputs, Work::Forwards(forwards))
+            Decoder::open(
+                self.engine,
+                &self.model,
+                &mlps,
+                outputs,
+                Work::Forwards(forwards),
+            )
         })?)
     }
 
-    /// Column norms of each down projection, float64 `[d_ff]` by layer.
+    /// The model as it is: no layer tapped, no gate, its own outputs.
+    ///
+    /// # Errors
+    /// ONNX Runtime refuses the model.
+    pub fn plain_decoder(&self, forwards: usize) -> Result<Decoder, Error> {
+        let work = Work::Forwards(forwards);
+        Ok(Decoder::open(
+            self.engine,
+            &self.model,
+            &[],
+            Outputs::Model,
+            work,
+        )?)
+    }
+
+    /// Norms of the knowledge vectors of each down projection, float64 `[d_ff]` by layer.
     ///
     /// # Errors
     /// A weight is not a float matrix, or cannot be read.
     pub fn column_norms(&self, layers: LayerRange) -> Result<BTreeMap<usize, Array1<f64>>, Error> {
         self.with_mlps(layers, |mlps| {
-            let norms = mlps.into_iter().filter_map(|mlp| {
-                let layer = mlp.layer?;
-                Some(edit::column_norms(&self.model, mlp).map(|norms| (layer, norms)))
-            });
-            Ok(norms.collect::<Result<_, edit::Error>>()?)
+            let mut norms = BTreeMap::new();
+            for mlp in mlps {
+                let Some(layer) = mlp.layer else { continue };
+                let found = edit::column_norms(&self.model, mlp)?;
+                norms.insert(layer, found.ok_or(Error::NoNorms { layer })?);
+            }
+            Ok(norms)
         })
     }
 
@@ -227,8 +255,18 @@ impl<'a> Model<'a> {
         batch_size: usize,
         progress: impl FnMut(usize),
     ) -> Result<kvw::Coefficients, Error> {
-        let mut forward = Collector { source: &mut self.lvlm, decoder };
-        Ok(kvw::collect(&mut forward, moment, samples, &Gates::new(), batch_size, progress)?)
+        let mut forward = Collector {
+            source: &mut self.lvlm,
+            decoder,
+        };
+        Ok(kvw::collect(
+            &mut forward,
+            moment,
+            samples,
+            &Gates::new(),
+            batch_size,
+            progress,
+        )?)
     }
 
     /// The progressive weakening of `samples`.
@@ -244,8 +282,18 @@ impl<'a> Model<'a> {
         options: &kvw::Options,
         watch: impl FnMut(&kvw::Step),
     ) -> Result<Plan, Error> {
-        let mut forward = Collector { source: &mut self.lvlm, decoder };
-        Ok(kvw::weaken(&mut forward, rule, retain, samples, options, watch)?)
+        let mut forward = Collector {
+            source: &mut self.lvlm,
+            decoder,
+        };
+        Ok(kvw::weaken(
+            &mut forward,
+            rule,
+            retain,
+            samples,
+            options,
+            watch,
+        )?)
     }
 }
 
@@ -284,7 +332,9 @@ pub fn compare(
     samples: &[Sample],
 ) -> Result<Agreement, Error> {
     let tolerance = original.with_mlps(LayerRange::All, |mlps| {
-        let types = mlps.iter().filter_map(|mlp| original.model.data_type(mlp.down().weight.tensor).ok());
+        let types = mlps
+            .iter()
+            .filter_map(|mlp| original.model.data_type(mlp.down().weight.tensor).ok());
         types.map(tolerance).fold(0.0, f64::max)
     });
     let mut agreement = Agreement {
@@ -373,8 +423,10 @@ pub fn provenance(
 /// It holds none.
 pub fn identity_in(path: &Path, provenance: &serde_json::Value) -> Result<ModelIdentity, Error> {
     let model = provenance.get("model").cloned().unwrap_or_default();
-    serde_json::from_value(model)
-        .map_err(|source| Error::NoIdentity { path: path.to_owned(), source })
+    serde_json::from_value(model).map_err(|source| Error::NoIdentity {
+        path: path.to_owned(),
+        source,
+    })
 }
 
 /// Checks that the file `path`, with this provenance, was made for `model`.
@@ -389,7 +441,10 @@ pub fn check_identity(
     let expected = identity_in(path, provenance)?;
     edit::check(&expected, &model.identity()?)
         .map(|_| ())
-        .map_err(|source| Error::OtherModel { path: path.to_owned(), source })
+        .map_err(|source| Error::OtherModel {
+            path: path.to_owned(),
+            source,
+        })
 }
 
 /// Gates as the decoder takes them.
@@ -398,9 +453,4 @@ pub fn gates_of(plan: &Plan) -> Gates {
         .iter()
         .map(|(&layer, gates)| (layer, gates.iter().map(|&gate| f64::from(gate)).collect()))
         .collect()
-}
-
-/// Whether an MLP is gated, for reports.
-pub fn is_gated(gating: Gating) -> bool {
-    gating != Gating::Plain
 }

@@ -50,5 +50,9 @@ pub fn evaluate(
     }
     let scores: Vec<SampleScores> = answers.iter().map(score).collect();
     let summary = summarize(&scores);
-    Ok(Evaluation { answers, scores, summary })
+    Ok(Evaluation {
+        answers,
+        scores,
+        summary,
+    })
 }
