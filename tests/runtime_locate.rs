@@ -165,7 +165,7 @@ fn places_are_tried_in_the_documented_order_and_those_passed_over_are_listed() {
         return;
     };
     let answer = serde_json::json!({
-        "executable": "/env/bin/python", "version": "3.12.0", "onnxruntime": [package], "nvidia": [],
+        "executable": "/env/bin/python", "prefix": "/env", "version": "3.12.0", "onnxruntime": [package], "nvidia": [],
     });
     let python = script(dir.path(), "python", &format!("echo '{answer}'"));
     let broken = script(dir.path(), "broken", "echo nonsense; exit 3");

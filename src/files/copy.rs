@@ -6,9 +6,10 @@
 //! (`copy_file_range`), and no byte passes through this process's memory.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io;
+use std::io::{self, Read as _};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::sync_channel;
 
 use rustix::fs::OFlags;
 
@@ -41,9 +42,9 @@ pub struct Copied {
 /// [`Error::NotRegular`] for a folder, pipe or device; [`Error::Exists`], [`Error::DiskFull`],
 /// [`Error::Io`]. After an error no file is left at `dest` unless it was there before.
 pub fn copy_file(source: &Path, dest: &Path) -> Result<Copied, Error> {
-    let (mut from, metadata) = open_regular(source)?;
+    let (from, metadata) = open_regular(source)?;
     let mode = (metadata.mode() & 0o777) | 0o200;
-    let mut to = match OpenOptions::new()
+    let to = match OpenOptions::new()
         .write(true)
         .create_new(true)
         .mode(mode)
@@ -57,7 +58,7 @@ pub fn copy_file(source: &Path, dest: &Path) -> Result<Copied, Error> {
         }
         Err(e) => return Err(Error::io("create", dest)(e)),
     };
-    let copied = fill(&mut from, &mut to, dest, metadata.len()).and_then(|copied| {
+    let copied = fill(&from, &to, dest, metadata.len()).and_then(|copied| {
         // The umask was applied at creation; the source's mode is wanted.
         to.set_permissions(Permissions::from_mode(mode))
             .map_err(Error::io("set mode of", dest))?;
@@ -70,15 +71,16 @@ pub fn copy_file(source: &Path, dest: &Path) -> Result<Copied, Error> {
     copied
 }
 
-fn fill(from: &mut File, to: &mut File, dest: &Path, len: u64) -> Result<Copied, Error> {
+fn fill(from: &File, to: &File, dest: &Path, len: u64) -> Result<Copied, Error> {
     if reflink_copy::reflink_file(from, to).is_ok() {
         return Ok(Copied {
             bytes: len,
             method: Method::Reflink,
         });
     }
-    to.set_len(0).map_err(Error::io("truncate", dest))?;
-    let bytes = io::copy(from, to).map_err(Error::io("write", dest))?;
+    // The file is still empty. Truncating it all the same would have ext4 take this for a file
+    // replaced in place, and flush it on close.
+    let bytes = copy_and_flush(from, to).map_err(Error::io("write", dest))?;
     if bytes != len {
         let changed = io::Error::other(format!("{bytes} of {len} bytes: the source has changed"));
         return Err(Error::io("copy", dest)(changed));
@@ -86,6 +88,36 @@ fn fill(from: &mut File, to: &mut File, dest: &Path, len: u64) -> Result<Copied,
     Ok(Copied {
         bytes,
         method: Method::Copied,
+    })
+}
+
+/// Copies what is left of `from`, and has the disk write the first part while the next is being
+/// copied: a copy of gigabytes that leaves all of that to the final sync takes half as long again.
+fn copy_and_flush(from: &File, to: &File) -> io::Result<u64> {
+    const PART: u64 = 128 << 20;
+    let mut to_end = to;
+    std::thread::scope(|scope| {
+        let (part_done, parts) = sync_channel(1);
+        let flusher = scope.spawn(move || parts.iter().try_for_each(|()| to.sync_data()));
+        let mut total = 0;
+        let copied = loop {
+            // The kernel copies, as long as both ends are plain files.
+            match io::copy(&mut from.take(PART), &mut to_end) {
+                Ok(0) => break Ok(total),
+                Ok(count) => total += count,
+                Err(e) => break Err(e),
+            }
+            if total >= PART {
+                // Full: the disk is behind, and takes this part with the next.
+                let _ = part_done.try_send(());
+            }
+        };
+        drop(part_done);
+        // A failed flush is told once: whoever syncs again would hear that all is well.
+        let flushed = flusher
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        flushed.and(copied)
     })
 }
 

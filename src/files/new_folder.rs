@@ -172,7 +172,8 @@ impl StagedFolder {
     /// # Errors
     /// [`Error::Exists`] when the destination came into being meanwhile, [`Error::DiskFull`],
     /// [`Error::Io`], [`Error::NotRegular`] for a link or a device in the folder. The
-    /// destination is then what it was before, and the staged folder is gone.
+    /// destination is then what it was before, and the staged folder is gone; or, where only the
+    /// parent's sync or the removal of the replaced folder failed, it is complete.
     pub fn commit(mut self) -> Result<(), Error> {
         for sync in self.syncs.drain(..) {
             match sync.join() {
@@ -185,12 +186,11 @@ impl StagedFolder {
         let exchanged = publish(self.staging.path(), &self.dest, self.force)?;
         sync_folder(parent_of(&self.dest))?;
         if exchanged {
-            // The old output now bears the staging name. It is deleted below, by `TempDir`; should
-            // that be interrupted, it is an orphan like any other.
-            return self
-                .staging
-                .close()
-                .map_err(Error::io("remove", &self.dest));
+            // The old output now bears the staging name; should deleting it be interrupted, it
+            // is an orphan like any other.
+            let replaced = self.staging.path().to_owned();
+            let closed = self.staging.close();
+            return closed.map_err(Error::io("remove the replaced output, now", &replaced));
         }
         // The staged folder is the destination now.
         let _ = self.staging.keep();

@@ -187,12 +187,21 @@ fn start_cuda(
         Err(e) => {
             let error = Error::NotStarted {
                 device,
-                reason: e.message().to_owned(),
+                reason: one_line(e.message()),
             };
             // Without this, a builder that failed to take CUDA would be lost; it still takes the CPU.
             (e.recover(), Some(error))
         }
     }
+}
+
+/// ONNX Runtime's messages end in line breaks, and begin with the place in its own source code.
+fn one_line(message: &str) -> String {
+    let message = match message.split_once("[ONNXRuntimeError] : ") {
+        Some((_, said)) => said,
+        None => message,
+    };
+    message.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Loads NVIDIA's libraries out of Python's packages, in the order of their dependencies, so that
@@ -241,6 +250,13 @@ pub fn preload_cuda(located: &Located) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_reason_is_one_line_without_the_place_in_the_source() {
+        let said = "/onnxruntime_src/x.cc:20 F() [ONNXRuntimeError] : 1 : FAIL : no libcublas\n";
+        assert_eq!(one_line(said), "1 : FAIL : no libcublas");
+        assert_eq!(one_line(" two\nlines "), "two lines");
+    }
 
     #[test]
     fn devices_parse_print_and_refuse_everything_else() {

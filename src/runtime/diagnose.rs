@@ -102,11 +102,7 @@ pub fn diagnose(options: &locate::Options, output: &Path, say: &dyn Fn(&str)) ->
         library: None,
         build: None,
         providers: Vec::new(),
-        pythons: options
-            .pythons
-            .iter()
-            .filter_map(|path| locate::ask_python(path))
-            .collect(),
+        pythons: locate::ask_pythons(&options.pythons),
         cache_dir: Some(options.cache.clone()),
         checks: Vec::new(),
     };

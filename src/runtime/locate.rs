@@ -477,23 +477,8 @@ impl Search<'_> {
     }
 
     fn pythons(&mut self) -> &[Python] {
-        self.asked.get_or_insert_with(|| {
-            let mut seen: Vec<Python> = Vec::new();
-            for answer in self
-                .options
-                .pythons
-                .iter()
-                .filter_map(|path| ask_python(path))
-            {
-                if !seen
-                    .iter()
-                    .any(|other| other.executable == answer.executable)
-                {
-                    seen.push(answer);
-                }
-            }
-            seen
-        })
+        self.asked
+            .get_or_insert_with(|| ask_pythons(&self.options.pythons))
     }
 }
 
@@ -601,6 +586,8 @@ fn mapped_libraries() -> BTreeSet<PathBuf> {
 pub struct Python {
     /// Its own path.
     pub executable: PathBuf,
+    /// The environment that it belongs to, which `python` and `python3` share.
+    pub prefix: PathBuf,
     /// Its version.
     pub version: String,
     /// The folders of its `onnxruntime` package.
@@ -651,6 +638,17 @@ pub(crate) fn on_path(name: &str) -> Option<PathBuf> {
         .find(|program| program.is_file())
 }
 
+/// Asks interpreters for their packages; the first of each environment answers for it.
+pub fn ask_pythons(pythons: &[PathBuf]) -> Vec<Python> {
+    let mut answers: Vec<Python> = Vec::new();
+    for answer in pythons.iter().filter_map(|path| ask_python(path)) {
+        if !answers.iter().any(|other| other.prefix == answer.prefix) {
+            answers.push(answer);
+        }
+    }
+    answers
+}
+
 /// Asks an interpreter for its packages, without importing any of them.
 pub fn ask_python(python: &Path) -> Option<Python> {
     // The first entry of the path is the current folder, which may be somebody else's model.
@@ -663,6 +661,7 @@ def folders(name):
     return list(spec.submodule_search_locations or []) if spec else []
 print(json.dumps({
     "executable": sys.executable,
+    "prefix": sys.prefix,
     "version": "%d.%d.%d" % sys.version_info[:3],
     "onnxruntime": folders("onnxruntime"),
     "nvidia": folders("nvidia"),
