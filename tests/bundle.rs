@@ -1,5 +1,11 @@
 //! Model folders: what is recognized, what is refused, and how it is said.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss
+)]
+
 use std::fs;
 use std::path::Path;
 
