@@ -69,6 +69,22 @@ impl Block {
             .unwrap_or_default()
     }
 
+    /// Element `index`, widened to float32.
+    pub(super) fn value(&self, dtype: DataType, index: usize) -> Option<f32> {
+        let half = || {
+            let halves: &[u16] = bytemuck::cast_slice(&self.words);
+            halves.get(..self.len / 2)?.get(index).copied()
+        };
+        match dtype {
+            DataType::FLOAT => {
+                let singles: &[f32] = bytemuck::cast_slice(&self.words);
+                singles.get(..self.len / 4)?.get(index).copied()
+            }
+            DataType::FLOAT16 => half().map(Float16::widen),
+            _ => half().map(BFloat16::widen),
+        }
+    }
+
     /// The elements, widened to float32.
     pub(super) fn widened(&mut self, dtype: DataType, mut each: impl FnMut(usize, f32)) {
         match dtype {
