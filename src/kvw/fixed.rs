@@ -15,6 +15,7 @@ const ONE: f64 = (1u64 << 60) as f64;
 impl FixedSum {
     /// Adds `value`; `None` where it is not finite, beyond ±2⁶⁰, or the sum overflows.
     #[must_use]
+    #[allow(clippy::should_implement_trait)] // `Add` could not refuse.
     pub fn add(self, value: f64) -> Option<FixedSum> {
         if !value.is_finite() || value.abs() > ONE {
             return None;

@@ -13,7 +13,7 @@ use ort::session::{Session, SessionInputValue};
 use ort::value::DynValue;
 
 use super::engine::{Engine, Work};
-use super::tensor::{Port, int64s, to_floats};
+use super::tensor::{Floats, Port, int64s, to_floats};
 use super::{Embedded, Error};
 use crate::graph::{ANSWER_MASK, Mlp, Outputs, Patch, gate_name, hidden_name, session, sum_name};
 use crate::kvw::{Gates, Sums};
@@ -457,10 +457,7 @@ fn position_ids(
 }
 
 /// Logits `[1, T, V]` as `[T, V]`.
-fn rows_of(
-    model: &Path,
-    logits: Option<Result<(Vec<usize>, Vec<f32>), ort::Error>>,
-) -> Result<Array2<f32>, Error> {
+fn rows_of(model: &Path, logits: Option<Result<Floats, ort::Error>>) -> Result<Array2<f32>, Error> {
     let interface = |found: String| Error::Interface {
         model: model.to_owned(),
         expected: "an output logits [1, T, vocabulary]".into(),
