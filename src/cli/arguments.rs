@@ -55,16 +55,16 @@ impl RuntimeArguments {
 pub(super) struct WeakenArguments {
     /// Weakening strength γ. It must fit the number of steps: on the models measured, γ · steps of 7
     /// to 18 forgets. Default: 10 / steps. (The authors' 0.02 belongs to some hundreds of steps.)
-    #[arg(long, value_name = "GAMMA", value_parser = parse_gamma)]
+    #[arg(long, value_name = "GAMMA", value_parser = parse_gamma, allow_negative_numbers = true)]
     pub(super) gamma: Option<f64>,
     /// Layers to weaken: an inclusive range like 1-25, one layer, or all
     #[arg(long, default_value = "all", value_name = "RANGE")]
     pub(super) layers: LayerRange,
     /// Passes over the forget set
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     pub(super) epochs: usize,
     /// Samples per weakening step
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     pub(super) batch_size: usize,
     /// Order of the forget set: file, or shuffle (drawn anew for each epoch)
     #[arg(long, default_value = "file", value_name = "ORDER")]
@@ -75,6 +75,14 @@ pub(super) struct WeakenArguments {
     /// Give each layer's matrix its old Frobenius norm back after every step
     #[arg(long)]
     pub(super) keep_norm: bool,
+}
+
+/// A count of at least 1.
+pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a whole number ≥ 1".into()),
+        Ok(number) => Ok(number),
+    }
 }
 
 fn parse_gamma(text: &str) -> Result<f64, String> {
@@ -91,7 +99,7 @@ impl WeakenArguments {
     /// The rule, for a forget set of this size. Says so where it had to choose γ.
     pub(super) fn rule(&self, samples: usize, printer: &Printer) -> KnowledgeVectorWeakening {
         let gamma = self.gamma.unwrap_or_else(|| {
-            let steps = samples.div_ceil(self.batch_size.max(1)) * self.epochs.max(1);
+            let steps = samples.div_ceil(self.batch_size) * self.epochs;
             let gamma = GAMMA_STEPS / steps.max(1) as f64;
             printer.note(&format!(
                 "gamma {gamma:.4} (10 / {steps} steps; set it with --gamma)"

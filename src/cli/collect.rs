@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::arguments::{RuntimeArguments, dataset, note_placement, refuse_existing};
+use super::arguments::{
+    RuntimeArguments, dataset, note_placement, parse_positive, refuse_existing,
+};
 use super::outcome::Outcome;
 use super::printer::Printer;
 use crate::bundle::Bundle;
-use crate::graph::{Moment, Outputs};
-use crate::kvw::{self, LayerRange};
+use crate::graph::Outputs;
+use crate::kvw::{self, KnowledgeVectorWeakening, LayerRange, Rule as _};
 use crate::pipeline::{Error, Model, provenance};
 
 /// Measure how strongly each neuron fires on what is to be kept
@@ -33,7 +35,7 @@ pub(super) struct Collect {
     #[arg(long, default_value = "all", value_name = "RANGE")]
     layers: LayerRange,
     /// Samples per forward pass
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     batch_size: usize,
     /// The precision to run where the folder has several (fp32, fp16, …)
     #[arg(long, value_name = "NAME")]
@@ -44,6 +46,9 @@ pub(super) struct Collect {
     #[command(flatten)]
     runtime: RuntimeArguments,
 }
+
+/// Decides which statistics are collected; its γ plays no part in them.
+const RULE: KnowledgeVectorWeakening = KnowledgeVectorWeakening { gamma: 1.0 };
 
 #[derive(Serialize)]
 struct Collected {
@@ -61,12 +66,12 @@ impl Collect {
         let engine = self.runtime.engine(printer)?;
         let forwards = data.samples.len();
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
-        let mut decoder = model.decoder(self.layers, Outputs::Sums(Moment::Absolute), forwards)?;
+        let mut decoder = model.decoder(self.layers, Outputs::Sums(RULE.moment()), forwards)?;
         note_placement(&engine, printer);
         let progress = printer.progress("collecting", forwards);
         let coefficients = model.collect(
             &mut decoder,
-            Moment::Absolute,
+            &RULE,
             &data.samples,
             self.batch_size,
             |done| {

@@ -76,6 +76,7 @@ impl Demo {
             retain_coefficients: None,
             output: self.output.join("unlearned"),
             plan: Some(self.output.join("forget.plan")),
+            evaluation: None,
             eval: EXTRA_SETS.iter().map(|set| data.join(set)).collect(),
             eval_limit: 60,
             max_new_tokens: 50,

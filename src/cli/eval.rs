@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::arguments::{RuntimeArguments, dataset, note_placement};
+use super::arguments::{RuntimeArguments, dataset, note_placement, parse_positive};
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
@@ -35,10 +35,10 @@ pub(super) struct Eval {
     #[arg(long, value_name = "FILE", required = true)]
     data: Vec<PathBuf>,
     /// Longest answer, in tokens
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
     max_new_tokens: usize,
     /// Only the first N samples of each set
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
     limit: Option<usize>,
     /// Print every answer and its scores too
     #[arg(long)]
@@ -121,7 +121,7 @@ impl Eval {
             before += set.samples.len();
             evaluated.push(Set {
                 data: set.path.clone(),
-                sha256: set.sha256.clone(),
+                sha256: set.content_sha256().map_err(Error::from)?,
                 summary: evaluation.summary.clone(),
                 answers: self.answers.then(|| answers(evaluation)),
             });

@@ -28,8 +28,8 @@ impl From<Outcome> for ExitCode {
 /// The edited model does not compute what the gated one computes.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "the edited model is not the gated one: logits differ by {:.3e} of {:.3e}, expected at most {:.0e} of it",
-    .0.max_difference, .0.max_logit, .0.tolerance
+    "the edited model is not the gated one: logits differ by {:.3e}, expected at most {:.0e} of the largest ({:.3e}) and a tenth of what the gates change ({:.3e})",
+    .0.max_difference, .0.tolerance, .0.max_logit, .0.effect
 )]
 pub(super) struct Disagreement(pub(super) pipeline::Agreement);
 

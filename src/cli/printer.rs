@@ -38,22 +38,10 @@ impl Printer {
         value: &impl Serialize,
         human: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
-        #[derive(Serialize)]
-        struct Versioned<'a, T> {
-            schema_version: u32,
-            verb: &'a str,
-            #[serde(flatten)]
-            value: &'a T,
-        }
         let mut text = match self.format {
             Format::Human => human(),
             Format::Json => {
-                let versioned = Versioned {
-                    schema_version: SCHEMA_VERSION,
-                    verb,
-                    value,
-                };
-                serde_json::to_string_pretty(&versioned)?
+                serde_json::to_string_pretty(&versioned(verb, serde_json::to_value(value)?))?
             }
         };
         if !text.ends_with('\n') {
@@ -97,6 +85,18 @@ impl Printer {
         bar.enable_steady_tick(Duration::from_millis(200));
         Progress(bar)
     }
+}
+
+/// `value` with the version of its form and the verb in front. A value that has a version of its own
+/// (a form that is also a file) keeps it.
+fn versioned(verb: &str, value: serde_json::Value) -> serde_json::Value {
+    let mut object = serde_json::Map::new();
+    object.insert("schema_version".into(), SCHEMA_VERSION.into());
+    object.insert("verb".into(), verb.into());
+    if let serde_json::Value::Object(fields) = value {
+        object.extend(fields);
+    }
+    object.into()
 }
 
 /// A progress bar that goes away when it is dropped.

@@ -3,12 +3,13 @@
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
 use super::apply::record;
 use super::arguments::{
-    RuntimeArguments, WeakenArguments, dataset, note_placement, refuse_existing,
+    RuntimeArguments, WeakenArguments, dataset, note_placement, parse_positive, refuse_existing,
 };
 use super::eval::{Answer, answers, label, number, percent};
 use super::outcome::{Disagreement, Outcome};
@@ -19,6 +20,7 @@ use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, EditPlan, ModelIdentity};
 use crate::eval::evaluate;
 use crate::eval::text::{Metric, Summary};
+use crate::files::write_atomic;
 use crate::graph::Outputs;
 use crate::kvw::{self, Coefficients, Gates, LayerRange, Plan, PlanSummary, Rule};
 use crate::pipeline::{Agreement, Error, Model, check_identity, compare, gates_of, provenance};
@@ -56,6 +58,10 @@ pub(super) struct Unlearn {
     /// Keep the plan in this file. With the unlearned model it gives back the original
     #[arg(long, value_name = "FILE")]
     pub(super) plan: Option<PathBuf>,
+    /// Where every answer goes, before and after, with the questions (default: OUTPUT.evaluation.json). It
+    /// names what was forgotten: do not ship it
+    #[arg(long, value_name = "FILE")]
+    pub(super) evaluation: Option<PathBuf>,
     /// Evaluate this set too, before and after. May be repeated
     #[arg(long = "eval", value_name = "FILE")]
     pub(super) eval: Vec<PathBuf>,
@@ -63,7 +69,7 @@ pub(super) struct Unlearn {
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub(super) eval_limit: usize,
     /// Longest answer, in tokens
-    #[arg(long, default_value_t = 50, value_name = "N")]
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
     pub(super) max_new_tokens: usize,
     /// The precision to run where the folder has several (fp32, fp16, …); all of them are edited
     #[arg(long, value_name = "NAME")]
@@ -83,6 +89,7 @@ pub(super) struct Unlearned {
     pub(super) model: PathBuf,
     pub(super) output: PathBuf,
     pub(super) plan_file: Option<PathBuf>,
+    pub(super) evaluation_file: Option<PathBuf>,
     pub(super) steps: u64,
     pub(super) rule: String,
     pub(super) parameters: serde_json::Value,
@@ -104,16 +111,13 @@ pub(super) struct Compared {
     pub(super) after: Summary,
 }
 
-/// The file with every answer, in the output folder.
-const EVALUATION: &str = "kvw-evaluation.json";
-
 /// Samples of the forget and the retain set that the edited and the gated model are compared on.
 const COMPARED_SAMPLES: usize = 8;
 
 #[derive(Serialize)]
-struct Evidence<'a> {
+struct Evidence {
     schema_version: u32,
-    agreement: &'a Agreement,
+    agreement: Agreement,
     max_new_tokens: usize,
     sets: Vec<EvidenceSet>,
 }
@@ -139,13 +143,23 @@ impl Unlearn {
         Ok(Outcome::Done)
     }
 
+    fn evaluation_file(&self) -> PathBuf {
+        self.evaluation.clone().unwrap_or_else(|| {
+            let mut name = self.output.clone().into_os_string();
+            name.push(".evaluation.json");
+            name.into()
+        })
+    }
+
     /// Everything but the printing of the result.
     pub(super) fn job(&self, printer: &Printer) -> anyhow::Result<Unlearned> {
         refuse_existing(&self.output, self.force)?;
-        if let Some(plan) = &self.plan {
-            refuse_existing(plan, self.force)?;
+        let evaluation_file = (self.eval_limit > 0).then(|| self.evaluation_file());
+        for file in [&self.plan, &evaluation_file].into_iter().flatten() {
+            refuse_existing(file, self.force)?;
         }
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
+        edit::check_output(&bundle, &self.output).map_err(Error::from)?;
         let forget = dataset(&self.forget)?;
         let retain = self.retain.as_deref().map(dataset).transpose()?;
         let extra = self
@@ -153,6 +167,15 @@ impl Unlearn {
             .iter()
             .map(|path| dataset(path))
             .collect::<Result<Vec<_>, _>>()?;
+        if let Some(retain) = retain
+            .as_ref()
+            .filter(|retain| retain.sha256 == forget.sha256)
+        {
+            return Err(Error::SameSet {
+                path: retain.path.clone(),
+            }
+            .into());
+        }
         let engine = self.runtime.engine(printer)?;
         let forwards =
             forget.samples.len() + retain.as_ref().map_or(0, |retain| retain.samples.len());
@@ -207,8 +230,12 @@ impl Unlearn {
             },
         )
         .map_err(Error::from)?;
-        let (agreement, sets) =
-            verdict.ok_or_else(|| anyhow::anyhow!("the output was not verified"))?;
+        let (sets, evidence) = verdict.context("the output was not verified")?;
+        let agreement = evidence.agreement;
+        if let Some(path) = &evaluation_file {
+            let text = serde_json::to_vec_pretty(&evidence)?;
+            write_atomic(path, self.force, |file| file.write_all(&text)).map_err(Error::from)?;
+        }
         if let Some(path) = &self.plan {
             kvw::save_plan(path, &plan, provenance, self.force).map_err(Error::from)?;
         }
@@ -216,6 +243,7 @@ impl Unlearn {
             model: self.model.clone(),
             output: self.output.clone(),
             plan_file: self.plan.clone(),
+            evaluation_file,
             steps: plan.steps,
             rule: plan.rule.clone(),
             parameters: plan.parameters.clone(),
@@ -278,7 +306,7 @@ fn collect(
     samples: &[Sample],
 ) -> Result<Coefficients, Error> {
     let progress = printer.progress("collecting", samples.len());
-    model.collect(decoder, rule.moment(), samples, 1, |done| progress.at(done))
+    model.collect(decoder, rule, samples, 1, |done| progress.at(done))
 }
 
 /// What the written folder is judged by, before it appears.
@@ -303,14 +331,13 @@ impl Job<'_> {
         set.samples.get(..limit).unwrap_or_default()
     }
 
-    /// Compares the staged model with the gated one, evaluates both, and leaves the evidence in the
-    /// folder.
+    /// Compares the staged model with the gated one, and evaluates both.
     fn accept(
         &self,
         model: &mut Model<'_>,
         gated: &mut Decoder,
         staged: &Path,
-    ) -> anyhow::Result<(Agreement, Vec<Compared>), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> anyhow::Result<(Vec<Compared>, Evidence), Box<dyn std::error::Error + Send + Sync>> {
         let bundle = Bundle::open(staged)?;
         let edited = Model::open(&bundle, self.arguments.variant.as_deref(), self.engine, 0)?;
         let mut edited = edited.plain_decoder(self.forwards())?;
@@ -354,7 +381,7 @@ impl Job<'_> {
                 });
                 evidence.push(EvidenceSet {
                     set: label(&set.path),
-                    sha256: set.sha256.clone(),
+                    sha256: set.content_sha256()?,
                     before: Answers {
                         summary: before.summary.clone(),
                         answers: answers(before),
@@ -365,18 +392,14 @@ impl Job<'_> {
                     },
                 });
             }
-            let evidence = Evidence {
-                schema_version: 1,
-                agreement: &agreement,
-                max_new_tokens: self.arguments.max_new_tokens,
-                sets: evidence,
-            };
-            std::fs::write(
-                staged.join(EVALUATION),
-                serde_json::to_vec_pretty(&evidence)?,
-            )?;
         }
-        Ok((agreement, compared))
+        let evidence = Evidence {
+            schema_version: 1,
+            agreement,
+            max_new_tokens: self.arguments.max_new_tokens,
+            sets: evidence,
+        };
+        Ok((compared, evidence))
     }
 }
 
@@ -385,10 +408,12 @@ impl Unlearned {
     pub(super) fn human(&self) -> String {
         let mut text = format!(
             "\n{}\nproof: the written model computes what the plan says: logits within {:.1e} of the \
-             gated model's largest (allowed {:.0e}), {:.1} % of {} positions predict the same token\n",
+             gated model's largest (allowed {:.0e}), where the gates move them by {:.1e}; {:.1} % of {} \
+             positions predict the same token\n",
             self.description,
             self.agreement.max_difference / self.agreement.max_logit,
             self.agreement.tolerance,
+            self.agreement.effect / self.agreement.max_logit,
             100.0 * self.agreement.same_argmax,
             self.agreement.positions,
         );
@@ -396,15 +421,15 @@ impl Unlearned {
             text += &format!("\n{}\n", self.table());
         }
         text += &format!(
-            "\nunlearned model  {} ({} bytes in {} tensors changed, all others identical)\n",
+            "\nunlearned model  {} ({} bytes in {} tensors rewritten, all others identical)\n",
             self.output.display(),
             self.changed_bytes,
             self.changed_tensors
         );
-        if !self.sets.is_empty() {
+        if let Some(file) = &self.evaluation_file {
             text += &format!(
-                "every answer     {}\n",
-                self.output.join(EVALUATION).display()
+                "every answer     {} (names what was forgotten)\n",
+                file.display()
             );
         }
         text += &format!(

@@ -131,16 +131,7 @@ pub fn apply_if(
 ) -> Result<Receipt, Error> {
     let tree = bundle.tree();
     let previous = Receipt::of(tree)?;
-    if previous
-        .as_ref()
-        .is_some_and(|receipt| receipt.names(plan.digest()))
-    {
-        return Err(Error::AlreadyApplied {
-            folder: bundle.folder().to_owned(),
-            digest: plan.digest().to_string(),
-        });
-    }
-    refuse_nesting(tree, out)?;
+    check_output(bundle, out)?;
     let mut staged = StagedFolder::create(out, options.force)?;
     staged.require_space(tree.bytes())?;
     copy(tree, &staged, progress)?;
@@ -208,7 +199,11 @@ fn by_file<'e>(tree: &'e Tree, plan: &'e EditPlan) -> Result<Vec<FileEdits<'e>>,
 
 /// Refuses an output in the input, and an input in the output: with `--force`, the one would be
 /// deleted for the other.
-fn refuse_nesting(tree: &Tree, out: &Path) -> Result<(), Error> {
+///
+/// # Errors
+/// [`Error::Nested`].
+pub fn check_output(bundle: &Bundle, out: &Path) -> Result<(), Error> {
+    let tree = bundle.tree();
     let folder = tree.canonical_folder();
     let absolute = absolute(out);
     let inside = absolute.starts_with(folder) && tree.is_whole_folder();

@@ -14,6 +14,7 @@ use super::form::{EditForm, Subject, choose};
 use super::identity::{self, LayerIdentity, ModelIdentity};
 use super::inspect::{check_layers, mlps};
 use super::read::Matrix;
+use super::receipt::Receipt;
 use super::scale::Scaling;
 use super::{Error, Mismatch};
 use crate::bundle::{Bundle, OnnxFile, Role, beside};
@@ -93,6 +94,14 @@ impl EditPlan {
         identity: &ModelIdentity,
     ) -> Result<EditPlan, Error> {
         let gates = effective(bundle, gates)?;
+        let digest = digest(&gates);
+        // Applied once more the weights would no longer match, but that would not say why.
+        if Receipt::of(bundle.tree())?.is_some_and(|receipt| receipt.names(digest)) {
+            return Err(Error::AlreadyApplied {
+                folder: bundle.folder().to_owned(),
+                digest: digest.to_string(),
+            });
+        }
         let models = bundle
             .files()
             .iter()
@@ -130,10 +139,7 @@ impl EditPlan {
         for (file, model) in &models {
             refuse_overlaps(file, model, &edits, &planned)?;
         }
-        Ok(EditPlan {
-            digest: digest(&gates),
-            edits,
-        })
+        Ok(EditPlan { digest, edits })
     }
 
     /// Digest of the gates that differ from 1, by layer: what a receipt calls the plan.

@@ -84,8 +84,7 @@ struct Tap {
     input_position: usize,
     hidden: String,
     d_ff: i64,
-    /// Type of the hidden activation, where the weight's tells it. A quantized weight's neighbours may
-    /// be float32 or float16.
+    /// Type of the hidden activation, where the weight's tells it: they are multiplied as they are.
     data_type: Option<DataType>,
 }
 
@@ -122,7 +121,9 @@ impl Patch {
                 return Err(fail(Some(layer), "it stands in a subgraph"));
             }
             let data_type = model.data_type(down.weight.tensor)?;
-            let data_type = data_type.is_scalable_float().then_some(data_type);
+            // A cast or a dequantization in between, or a quantized product, leaves it open.
+            let known = data_type.is_scalable_float() && down.weight.via.is_empty();
+            let data_type = known.then_some(data_type);
             if data_type.is_none() && model.opset() < CAST_LIKE {
                 return Err(fail(Some(layer), "the type of its activation is not known"));
             }

@@ -225,9 +225,7 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::UnknownFamily { .. } => {
-                "give ready decoder inputs (`--feeds`) for a model of another family"
-            }
+            Self::UnknownFamily { .. } => "docs/families.md says how a family is added",
             Self::TemplateMissing { .. } => {
                 "copy chat_template.jinja from the original model's repository"
             }

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 
 use super::{Decoder, Embedded, Error, Towers};
 use crate::dataset::Sample;
-use crate::kvw::{Forward, Gates, Sums};
+use crate::kvw::{Forward, Gates, Sums, TokenWeights};
 use crate::preprocess::{Family, Form};
 
 /// Whatever makes decoder inputs of a sample.
@@ -28,6 +28,8 @@ pub struct Lvlm {
     pub family: Box<dyn Family>,
     /// Token embedding and vision encoder.
     pub towers: Towers,
+    /// Which tokens the statistics are taken over.
+    pub weights: TokenWeights,
 }
 
 impl Lvlm {
@@ -37,7 +39,10 @@ impl Lvlm {
     /// The sample cannot be prepared, or a component of the model fails.
     pub fn embed_as(&mut self, sample: &Sample, form: Form) -> Result<Embedded, Error> {
         let prepared = self.family.prepare(sample, form)?;
-        self.towers.prepare(prepared)
+        let answer_mask = match self.weights {
+            TokenWeights::Answer => prepared.answer_mask.iter().map(|&c| f32::from(c)).collect(),
+        };
+        self.towers.prepare(prepared, answer_mask)
     }
 }
 

@@ -165,11 +165,15 @@ impl Towers {
             })
     }
 
-    /// The decoder's input for a prepared sample.
+    /// The decoder's input for a prepared sample, with the weight of each position in the statistics.
     ///
     /// # Errors
     /// A component fails, or the features do not fit the image tokens.
-    pub fn prepare(&mut self, prepared: Prepared) -> Result<Embedded, Error> {
+    pub fn prepare(
+        &mut self,
+        prepared: Prepared,
+        answer_mask: Vec<f32>,
+    ) -> Result<Embedded, Error> {
         let mut inputs_embeds = self.embed(&prepared.input_ids)?;
         if let Some(image) = &prepared.image {
             let features = self.cached_features(image)?;
@@ -181,11 +185,7 @@ impl Towers {
             )?;
         }
         Ok(Embedded {
-            answer_mask: prepared
-                .answer_mask
-                .iter()
-                .map(|&counts| f32::from(counts))
-                .collect(),
+            answer_mask,
             id: prepared.id,
             input_ids: prepared.input_ids,
             inputs_embeds,
