@@ -287,23 +287,29 @@ fn gates_of_one_leave_every_float16_logit_bit_identical() {
     gates_of_one_change_nothing(&engine, &bundle, &float16_samples());
 }
 
-/// A float16 model's activations are cast before they are summed: nothing overflows, nothing is
-/// rounded twice.
+/// A float16 model's activations are cast before they are weighed and summed: weights that float16
+/// cannot hold scale the sums exactly.
 #[test]
 fn float16_activations_are_summed_in_float32() {
     let engine = engine(1);
     let bundle = Bundle::open(&float16()).unwrap();
     let mut hidden = decoder(&engine, &bundle, Some(Outputs::Hidden));
     let mut sums = decoder(&engine, &bundle, Some(Outputs::Sums(Moment::Absolute)));
+    let weight = 16_777_216.0; // 2²⁴; float16 ends at 65504.
     for sample in float16_samples() {
         let raw = hidden.hidden(&sample, &Gates::new()).unwrap();
         let found = sums.sums(&[&sample], &Gates::new()).unwrap();
+        let mut heavy = sample.clone();
+        heavy.answer_mask.fill(weight);
+        let heavy = sums.sums(&[&heavy], &Gates::new()).unwrap();
         for (layer, raw) in raw {
+            assert_eq!(heavy.layers[&layer], &found.layers[&layer] * weight);
             let expected = raw.mapv(f32::abs).sum_axis(Axis(0));
             let deviation = relative(&found.layers[&layer], &expected);
             eprintln!("float16, layer {layer}: in-graph sums off by {deviation:.1e}, relative");
-            // Float32 sums of 12 to 14 terms. In float16 they would be off by some 1e-3.
-            assert!(deviation <= 1e-6, "layer {layer}: {deviation:e}");
+            // On the CPU ONNX Runtime computes float16 in float32 and drops casts between, so two
+            // graphs around the same activation may differ by its rounding, 2⁻¹¹, here and below.
+            assert!(deviation <= 1e-3, "layer {layer}: {deviation:e}");
         }
     }
 }
