@@ -40,7 +40,8 @@ impl Printer {
     ) -> anyhow::Result<()> {
         #[derive(Serialize)]
         struct Versioned<'a, T> {
-            schema_version: u32,
+            #[serde(skip_serializing_if = "Option::is_none")]
+            schema_version: Option<u32>,
             verb: &'a str,
             #[serde(flatten)]
             value: &'a T,
@@ -48,8 +49,10 @@ impl Printer {
         let mut text = match self.format {
             Format::Human => human(),
             Format::Json => {
+                // A report that has a version of its own keeps it.
+                let own = serde_json::to_value(value)?.get("schema_version").is_some();
                 let versioned = Versioned {
-                    schema_version: SCHEMA_VERSION,
+                    schema_version: (!own).then_some(SCHEMA_VERSION),
                     verb,
                     value,
                 };
