@@ -9,7 +9,7 @@
 //! In: a [`Bundle`], an [`Engine`], datasets, options. Out: coefficients, a plan, a written folder, an
 //! evaluation. Nothing here knows a command line, and nothing here prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ndarray::{Array1, Axis};
@@ -176,6 +176,7 @@ impl<'a> Model<'a> {
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
         edit::check_layers(self.bundle, self.decoder_file, &mlps)?;
+        check_range(layers, &mlps)?;
         Ok(self.with_mlps(layers, |mlps| {
             Decoder::open(
                 self.engine,
@@ -294,6 +295,26 @@ impl<'a> Model<'a> {
             options,
             watch,
         )?)
+    }
+}
+
+/// Refuses a range that reaches past the language tower's layers: nobody asked for a part of it.
+fn check_range(layers: LayerRange, mlps: &[Mlp<'_>]) -> Result<(), kvw::Error> {
+    let found: BTreeSet<usize> = mlps
+        .iter()
+        .filter(|mlp| mlp.tower == Tower::Language)
+        .filter_map(|mlp| mlp.layer)
+        .collect();
+    match (layers, found.first(), found.last()) {
+        (LayerRange::Inclusive { start, end }, Some(&first), Some(&last))
+            if start < first || end > last =>
+        {
+            Err(kvw::Error::NoSuchLayer {
+                requested: layers.to_string(),
+                found: format!("layers {first}-{last}"),
+            })
+        }
+        _ => Ok(()),
     }
 }
 
