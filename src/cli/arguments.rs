@@ -61,10 +61,10 @@ pub(super) struct WeakenArguments {
     #[arg(long, default_value = "all", value_name = "RANGE")]
     pub(super) layers: LayerRange,
     /// Passes over the forget set
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_count)]
     pub(super) epochs: usize,
     /// Samples per weakening step
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_count)]
     pub(super) batch_size: usize,
     /// Order of the forget set: file, or shuffle (drawn anew for each epoch)
     #[arg(long, default_value = "file", value_name = "ORDER")]
@@ -81,6 +81,14 @@ fn parse_gamma(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gamma) if gamma.is_finite() && gamma > 0.0 => Ok(gamma),
         _ => Err("expected a number > 0".into()),
+    }
+}
+
+/// A count that 0 makes no sense for.
+pub(super) fn parse_count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count > 0 => Ok(count),
+        _ => Err("expected a number ≥ 1".into()),
     }
 }
 
@@ -124,13 +132,21 @@ pub(super) fn dataset(path: &Path) -> Result<Dataset, Error> {
     Ok(read_jsonl(path)?)
 }
 
-/// Fails early where a file is there and must not be replaced.
+/// Fails early where an output is there and must not be replaced, or cannot be put there.
 pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), Error> {
-    match path.symlink_metadata() {
-        Ok(_) if !force => Err(crate::files::Error::Exists {
+    if path.symlink_metadata().is_ok() && !force {
+        return Err(crate::files::Error::Exists {
             path: path.to_owned(),
         }
-        .into()),
+        .into());
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.exists() => {
+            Err(crate::files::Error::NoParent {
+                parent: parent.to_owned(),
+            }
+            .into())
+        }
         _ => Ok(()),
     }
 }

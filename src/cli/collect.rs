@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::arguments::{RuntimeArguments, dataset, note_placement, refuse_existing};
+use super::arguments::{RuntimeArguments, dataset, note_placement, parse_count, refuse_existing};
 use super::outcome::Outcome;
 use super::printer::Printer;
 use crate::bundle::Bundle;
@@ -33,7 +33,7 @@ pub(super) struct Collect {
     #[arg(long, default_value = "all", value_name = "RANGE")]
     layers: LayerRange,
     /// Samples per forward pass
-    #[arg(long, default_value_t = 1, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_count)]
     batch_size: usize,
     /// The precision to run where the folder has several (fp32, fp16, …)
     #[arg(long, value_name = "NAME")]
