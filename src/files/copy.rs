@@ -2,15 +2,14 @@
 //!
 //! In: a source file, symbolic links followed (a Hugging Face cache is made of them). Out: a new
 //! regular file with the same bytes. Where the file system can, the blocks are shared (a reflink),
-//! so that a copy costs nothing until it is patched; elsewhere they are copied by several threads,
-//! through one block of 1 MiB each.
+//! so that a copy costs nothing until it is patched; elsewhere the bytes are copied, a block at a
+//! time.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
 use rustix::fs::OFlags;
 
 use super::{Error, kind_of};
@@ -78,12 +77,19 @@ fn fill(from: &File, to: &File, dest: &Path, len: u64) -> Result<Copied, Error> 
             method: Method::Reflink,
         });
     }
-    // Not `copy_file_range`: on ext4 it was seen to move 2 kB a call. Several threads, because one
-    // alone is bound by the copying itself and not by the disk.
-    to.set_len(len).map_err(Error::io("extend", dest))?;
-    (0..len.div_ceil(PIECE))
-        .into_par_iter()
-        .try_for_each(|piece| copy_piece(from, to, dest, piece * PIECE, len))?;
+    // Not `copy_file_range`: on ext4 it was seen to move 2 kB a call. Nor several threads: writers of
+    // one file wait for one another there.
+    let mut block = vec![0; BLOCK];
+    let mut at = 0;
+    while at < len {
+        let wanted = usize::try_from(len - at).map_or(BLOCK, |left| left.min(BLOCK));
+        let bytes = block.get_mut(..wanted).unwrap_or_default();
+        from.read_exact_at(bytes, at)
+            .map_err(Error::io("read the source of", dest))?;
+        to.write_all_at(bytes, at)
+            .map_err(Error::io("write", dest))?;
+        at += bytes.len() as u64;
+    }
     let now = from.metadata().map_err(Error::io("read", dest))?.len();
     if now != len {
         let changed =
@@ -96,24 +102,8 @@ fn fill(from: &File, to: &File, dest: &Path, len: u64) -> Result<Copied, Error> 
     })
 }
 
-/// What one thread copies at a time, in bytes: long enough to be laid out in one go.
-const PIECE: u64 = 64 << 20;
-
-fn copy_piece(from: &File, to: &File, dest: &Path, start: u64, len: u64) -> Result<(), Error> {
-    let end = start.saturating_add(PIECE).min(len);
-    let mut block = vec![0; 1 << 20];
-    let mut at = start;
-    while at < end {
-        let wanted = usize::try_from(end - at).map_or(block.len(), |left| left.min(block.len()));
-        let bytes = block.get_mut(..wanted).unwrap_or_default();
-        from.read_exact_at(bytes, at)
-            .map_err(Error::io("read the source of", dest))?;
-        to.write_all_at(bytes, at)
-            .map_err(Error::io("write", dest))?;
-        at += bytes.len() as u64;
-    }
-    Ok(())
-}
+/// Bytes copied at a time: what stays in a processor's own cache.
+const BLOCK: usize = 256 << 10;
 
 /// Opens a regular file to read, never hanging on a named pipe.
 pub(crate) fn open_regular(path: &Path) -> Result<(File, Metadata), Error> {

@@ -20,7 +20,7 @@ impl Port {
         match outlet.dtype() {
             ValueType::Tensor { ty, shape, .. } => Some(Port {
                 name: outlet.name().to_owned(),
-                element: ty.clone(),
+                element: *ty,
                 dims: shape.to_vec(),
             }),
             _ => None,
@@ -58,8 +58,11 @@ pub(super) fn int64s(
     Ok(Tensor::from_array((shape, data))?.into())
 }
 
+/// A shape, and the numbers in it.
+pub(super) type Floats = (Vec<usize>, Vec<f32>);
+
 /// The shape and float32 numbers of an output, whatever float type it has.
-pub(super) fn to_floats(value: &DynValue) -> Result<(Vec<usize>, Vec<f32>), ort::Error> {
+pub(super) fn to_floats(value: &DynValue) -> Result<Floats, ort::Error> {
     let dims = |shape: &[i64]| {
         shape
             .iter()

@@ -1,0 +1,324 @@
+//! MLPs are found in what real exporters write, and the instrumenting patch does what it says.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
+
+mod support;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use kvw::bundle::Bundle;
+use kvw::graph::mlp::find;
+use kvw::graph::{Gating, Index, Mlp, Moment, Outputs, Patch, Tower};
+use kvw::kvw::Gates;
+use kvw::onnx::schema::{GraphProto, ModelProto};
+use kvw::onnx::{Limits, ModelFile};
+use kvw::runtime::{Embed, Embedded, Engine};
+use ndarray::Axis;
+use support::{
+    Exact, MODELS, decoder, engine, exact_samples, fixtures, float16, float16_samples, oracle,
+    relative,
+};
+
+fn model(path: &Path) -> ModelFile {
+    ModelFile::open(path, &Limits::default()).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn oracle_decoder(name: &str) -> ModelFile {
+    model(&oracle(name).join("model/onnx/decoder_model_merged.onnx"))
+}
+
+/// A line of `INDEX.tsv`: the MLPs of one tower of one file.
+#[derive(Debug, PartialEq)]
+struct Entry {
+    mlps: usize,
+    sites: usize,
+    layers: String,
+    op: String,
+    gating: String,
+    d_ff: u64,
+    d_model: u64,
+}
+
+fn index() -> BTreeMap<String, BTreeMap<String, Entry>> {
+    let text = std::fs::read_to_string(fixtures().join("exports/INDEX.tsv")).unwrap();
+    let mut files: BTreeMap<String, BTreeMap<String, Entry>> = BTreeMap::new();
+    for line in text.lines().skip(1) {
+        let fields: Vec<&str> = line.split('\t').collect();
+        let &[file, mlps, sites, tower, layers, op, gating, d_ff, d_model] = fields.as_slice()
+        else {
+            panic!("{line}");
+        };
+        let towers = files.entry(file.to_owned()).or_default();
+        if mlps == "0" {
+            continue;
+        }
+        let entry = Entry {
+            mlps: mlps.parse().unwrap(),
+            sites: sites.parse().unwrap(),
+            layers: layers.to_owned(),
+            op: op.to_owned(),
+            gating: gating.to_owned(),
+            d_ff: d_ff.parse().unwrap(),
+            d_model: d_model.parse().unwrap(),
+        };
+        assert!(towers.insert(tower.to_owned(), entry).is_none(), "{line}");
+    }
+    files
+}
+
+/// The one thing that all MLPs of a tower have in common.
+fn only<T: Ord>(values: impl Iterator<Item = T>) -> T {
+    let mut values: BTreeSet<T> = values.collect();
+    assert_eq!(values.len(), 1);
+    values.pop_first().unwrap()
+}
+
+fn summary(mlps: &[&Mlp<'_>]) -> Entry {
+    let layers: Vec<String> = mlps
+        .iter()
+        .map(|mlp| mlp.layer.map_or("-".to_owned(), |layer| layer.to_string()))
+        .collect();
+    Entry {
+        mlps: mlps.len(),
+        sites: mlps.iter().map(|mlp| mlp.sites.len()).sum(),
+        layers: layers.join(","),
+        op: only(mlps.iter().map(|mlp| mlp.down().op.to_owned())),
+        gating: only(mlps.iter().map(|mlp| {
+            match mlp.gating {
+                Gating::Plain => "plain",
+                Gating::Gated => "gated",
+                Gating::Fused => "fused",
+            }
+            .to_owned()
+        })),
+        d_ff: only(mlps.iter().map(|mlp| mlp.d_ff)),
+        d_model: only(mlps.iter().map(|mlp| mlp.d_model)),
+    }
+}
+
+/// Without a hint what the file holds: towers come from the names in the graph.
+#[test]
+fn mlps_are_found_in_what_real_exporters_write() {
+    let index = index();
+    assert_eq!(index.len(), 10);
+    for (file, expected) in index {
+        let model = model(&fixtures().join("exports").join(&file));
+        let graph = Index::new(model.graph());
+        let mlps = find(&graph, None);
+        let tower = |name: &str| match name {
+            "language" => Tower::Language,
+            "vision" => Tower::Vision,
+            _ => Tower::Projector,
+        };
+        for (name, expected) in &expected {
+            let of_tower: Vec<_> = mlps.iter().filter(|m| m.tower == tower(name)).collect();
+            assert_eq!(&summary(&of_tower), expected, "{file}, {name}");
+        }
+        let counted: usize = expected.values().map(|entry| entry.mlps).sum();
+        assert_eq!(
+            mlps.len(),
+            counted,
+            "{file}: nothing else is taken for an MLP"
+        );
+    }
+}
+
+/// Every weight of the graph belongs to at most one MLP, and attention is none.
+#[test]
+fn no_attention_projection_is_taken_for_an_mlp() {
+    for name in MODELS {
+        let model = oracle_decoder(name);
+        let index = Index::new(model.graph());
+        let mlps = find(&index, Some(Tower::Language));
+        let nodes: Vec<_> = mlps.iter().map(|mlp| mlp.sites[0].node).collect();
+        assert_eq!(nodes.len(), 3, "{nodes:?}");
+        assert!(
+            nodes.iter().all(|node| node.contains("mlp/down_proj")),
+            "{nodes:?}"
+        );
+    }
+}
+
+/// The patch of all layers of one of the oracle's models, and what it makes of the graph.
+fn patched(name: &str, outputs: Outputs) -> (String, ModelProto) {
+    let model = oracle_decoder(name);
+    let index = Index::new(model.graph());
+    let mlps = find(&index, Some(Tower::Language));
+    let mlps: Vec<&Mlp<'_>> = mlps.iter().collect();
+    let patch = Patch::plan(&model, &mlps, outputs).unwrap();
+    assert_eq!(patch.layers(), [(0, 384), (1, 384), (2, 384)]);
+    (patch.to_string(), patch.apply(&model))
+}
+
+fn inputs(graph: &GraphProto) -> BTreeSet<&str> {
+    graph.input.iter().map(|input| input.name()).collect()
+}
+
+fn outputs(graph: &GraphProto) -> Vec<&str> {
+    graph.output.iter().map(|output| output.name()).collect()
+}
+
+#[test]
+fn a_patch_can_be_read() {
+    let (text, _) = patched("llava", Outputs::Sums(Moment::Absolute));
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines.len(), 3);
+    let model = oracle_decoder("llava");
+    for (layer, line) in lines.iter().enumerate() {
+        let nodes = &model.graph().node;
+        let down = format!("layers.{layer}/mlp/down_proj/MatMul");
+        let node = nodes
+            .iter()
+            .position(|n| n.name().ends_with(&down))
+            .unwrap();
+        let hidden = &nodes[node].input[0];
+        let expected =
+            format!("layer {layer}: Sums(Absolute) of '{hidden}' [384], gate before node {node}");
+        assert_eq!(*line, expected);
+    }
+}
+
+#[test]
+fn a_patch_for_sums_keeps_nothing_that_the_sums_do_not_need() {
+    for name in MODELS {
+        let original = oracle_decoder(name);
+        let nodes = original.graph().node.len();
+        assert!(
+            original
+                .graph()
+                .node
+                .iter()
+                .any(|n| n.name().contains("lm_head"))
+        );
+        let (_, proto) = patched(name, Outputs::Sums(Moment::Absolute));
+        let graph = proto.graph.as_ref().unwrap();
+        assert_eq!(
+            outputs(graph),
+            ["kvw.layers.0.sum", "kvw.layers.1.sum", "kvw.layers.2.sum"]
+        );
+        assert!(!graph.node.iter().any(|n| n.name().contains("lm_head")));
+        // The last layer's down projection feeds no sum, and so its gate is no input either.
+        assert!(
+            !graph
+                .node
+                .iter()
+                .any(|n| n.name().contains("layers.2/mlp/down_proj"))
+        );
+        let inputs = inputs(graph);
+        assert!(inputs.contains("answer_mask"));
+        assert!(inputs.contains("kvw.layers.0.gate") && inputs.contains("kvw.layers.1.gate"));
+        assert!(!inputs.contains("kvw.layers.2.gate"));
+        // Whatever is left is read by somebody.
+        let read: BTreeSet<&str> = graph
+            .node
+            .iter()
+            .flat_map(|node| &node.input)
+            .map(String::as_str)
+            .collect();
+        let stored: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
+        assert!(stored.is_subset(&read) && inputs.is_subset(&read));
+        let weights = |graph: &GraphProto| -> usize {
+            let raw = graph.initializer.iter().filter_map(|t| t.raw_data.as_ref());
+            raw.map(|raw| raw.len()).sum()
+        };
+        eprintln!(
+            "{name}: {nodes} nodes and {} bytes of weights, for sums {} and {}",
+            weights(original.graph()),
+            graph.node.len(),
+            weights(graph)
+        );
+        assert!(weights(graph) < weights(original.graph()));
+    }
+}
+
+#[test]
+fn a_patch_for_evaluation_keeps_the_models_own_outputs() {
+    for name in MODELS {
+        let original = oracle_decoder(name);
+        let (_, proto) = patched(name, Outputs::Model);
+        let graph = proto.graph.as_ref().unwrap();
+        assert_eq!(outputs(graph), outputs(original.graph()));
+        let mut expected = inputs(original.graph());
+        let gates = [
+            "kvw.layers.0.gate",
+            "kvw.layers.1.gate",
+            "kvw.layers.2.gate",
+        ];
+        expected.extend(gates);
+        assert_eq!(inputs(graph), expected);
+        // One multiplication for each layer, and not a node less.
+        assert_eq!(graph.node.len(), original.graph().node.len() + 3);
+    }
+}
+
+/// Whether the model without gates and with gates of 1 gives the same logits, bit by bit.
+fn gates_of_one_change_nothing(engine: &Engine, bundle: &Bundle, samples: &[Embedded]) {
+    let mut plain = decoder(engine, bundle, None);
+    let mut gated = decoder(engine, bundle, Some(Outputs::Model));
+    for sample in samples {
+        let expected = plain.logits(sample, &Gates::new()).unwrap();
+        let found = gated.logits(sample, &Gates::new()).unwrap();
+        assert_eq!(expected.dim(), found.dim());
+        let mut bits = expected.iter().zip(&found);
+        let same = bits.all(|(a, b)| a.to_bits() == b.to_bits());
+        assert!(same, "{}: {}", bundle.folder().display(), sample.id);
+    }
+}
+
+#[test]
+fn gates_of_one_leave_every_float32_logit_bit_identical() {
+    let engine = engine(1);
+    for name in MODELS {
+        let bundle = Bundle::open(&oracle(name).join("model")).unwrap();
+        let mut source = Exact::open(&engine, &bundle);
+        let samples: Vec<Embedded> = exact_samples(name, "forget")
+            .iter()
+            .map(|sample| source.embed(sample).unwrap())
+            .collect();
+        gates_of_one_change_nothing(&engine, &bundle, &samples);
+    }
+}
+
+#[test]
+fn gates_of_one_leave_every_float16_logit_bit_identical() {
+    let engine = engine(1);
+    let bundle = Bundle::open(&float16()).unwrap();
+    gates_of_one_change_nothing(&engine, &bundle, &float16_samples());
+}
+
+/// A float16 model's activations are cast before they are summed: nothing overflows, nothing is
+/// rounded twice.
+#[test]
+fn float16_activations_are_summed_in_float32() {
+    let engine = engine(1);
+    let bundle = Bundle::open(&float16()).unwrap();
+    let mut hidden = decoder(&engine, &bundle, Some(Outputs::Hidden));
+    let mut sums = decoder(&engine, &bundle, Some(Outputs::Sums(Moment::Absolute)));
+    for sample in float16_samples() {
+        let raw = hidden.hidden(&sample, &Gates::new()).unwrap();
+        let found = sums.sums(&[&sample], &Gates::new()).unwrap();
+        for (layer, raw) in raw {
+            let expected = raw.mapv(f32::abs).sum_axis(Axis(0));
+            let deviation = relative(&found.layers[&layer], &expected);
+            eprintln!("float16, layer {layer}: in-graph sums off by {deviation:.1e}, relative");
+            // Float32 sums of 12 to 14 terms. In float16 they would be off by some 1e-3.
+            assert!(deviation <= 1e-6, "layer {layer}: {deviation:e}");
+        }
+    }
+}
+
+/// Both branches of the `If` read the same weights; where they are used twice, one tap would not do.
+#[test]
+fn mlps_in_a_subgraph_are_refused_by_name() {
+    let model = model(&fixtures().join("exports/optimum124-opt-legacy/decoder_model_merged.onnx"));
+    let index = Index::new(model.graph());
+    let mlps = find(&index, Some(Tower::Language));
+    let mlps: Vec<&Mlp<'_>> = mlps.iter().collect();
+    let error = match Patch::plan(&model, &mlps, Outputs::Hidden) {
+        Err(error) => error,
+        Ok(patch) => panic!("{patch}"),
+    };
+    assert!(error.to_string().contains("layers.0/fc2"), "{error}");
+    assert!(error.hint().is_some());
+}
