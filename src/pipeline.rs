@@ -9,7 +9,7 @@
 //! In: a [`Bundle`], an [`Engine`], datasets, options. Out: coefficients, a plan, a written folder, an
 //! evaluation. Nothing here knows a command line, and nothing here prints.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use ndarray::{Array1, Axis};
@@ -189,17 +189,7 @@ impl<'a> Model<'a> {
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
         edit::check_layers(self.bundle, self.decoder_file, &mlps)?;
-        let found: Vec<usize> = mlps.iter().filter_map(|mlp| mlp.layer).collect();
-        if let LayerRange::Inclusive { start, end } = layers
-            && !(start..=end).all(|layer| found.contains(&layer))
-        {
-            return Err(kvw::Error::NoSuchLayer {
-                requested: layers.to_string(),
-                found: format!("layers 0-{}", found.len().saturating_sub(1)),
-            }
-            .into());
-        }
-
+        check_range(layers, &mlps)?;
         Ok(self.with_mlps(layers, |mlps| {
             Decoder::open(
                 self.engine,
@@ -320,6 +310,26 @@ impl<'a> Model<'a> {
             options,
             watch,
         )?)
+    }
+}
+
+/// Refuses a range that reaches past the language tower's layers: nobody asked for a part of it.
+fn check_range(layers: LayerRange, mlps: &[Mlp<'_>]) -> Result<(), kvw::Error> {
+    let found: BTreeSet<usize> = mlps
+        .iter()
+        .filter(|mlp| mlp.tower == Tower::Language)
+        .filter_map(|mlp| mlp.layer)
+        .collect();
+    match (layers, found.first(), found.last()) {
+        (LayerRange::Inclusive { start, end }, Some(&first), Some(&last))
+            if start < first || end > last =>
+        {
+            Err(kvw::Error::NoSuchLayer {
+                requested: layers.to_string(),
+                found: format!("layers {first}-{last}"),
+            })
+        }
+        _ => Ok(()),
     }
 }
 

@@ -132,13 +132,21 @@ pub(super) fn dataset(path: &Path) -> Result<Dataset, Error> {
     Ok(read_jsonl(path)?)
 }
 
-/// Fails early where a file is there and must not be replaced.
+/// Fails early where an output is there and must not be replaced, or cannot be put there.
 pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), Error> {
-    match path.symlink_metadata() {
-        Ok(_) if !force => Err(crate::files::Error::Exists {
+    if path.symlink_metadata().is_ok() && !force {
+        return Err(crate::files::Error::Exists {
             path: path.to_owned(),
         }
-        .into()),
+        .into());
+    }
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() && !parent.exists() => {
+            Err(crate::files::Error::NoParent {
+                parent: parent.to_owned(),
+            }
+            .into())
+        }
         _ => Ok(()),
     }
 }

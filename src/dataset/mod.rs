@@ -193,6 +193,9 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "check the path"
+            }
             Self::Read { .. } | Self::TooLarge { .. } => return None,
             Self::Empty { .. } => {
                 r#"a sample is one line: {"image": "face.png", "question": "…", "answer": "…"}"#

@@ -137,6 +137,9 @@ impl Error {
             Error::Foreign { .. } => {
                 Some("remove it by hand if it is not needed, or choose another output".to_owned())
             }
+            Error::Io { source, .. } if source.kind() == io::ErrorKind::NotFound => {
+                Some("check the path".to_owned())
+            }
             Error::NoParent { parent } => Some(format!("mkdir -p {}", parent.display())),
             Error::HardLinked { .. } => {
                 Some("write a new folder with -o instead of changing this file".to_owned())

@@ -131,6 +131,9 @@ impl Error {
             Error::Format { .. } => {
                 "pass a file that `kvw collect` (coefficients) or `kvw weaken` (plan) wrote".into()
             }
+            Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "check the path".into()
+            }
             Error::Write { source, .. } => return source.hint(),
             _ => return None,
         })
