@@ -114,6 +114,10 @@ impl DiffReport {
 /// # Errors
 /// A file that cannot be read; a folder against a file; a receipt that is none.
 pub fn diff(a: &Path, b: &Path) -> Result<DiffReport, Error> {
+    for path in [a, b] {
+        path.metadata()
+            .map_err(crate::files::Error::io("open", path))?;
+    }
     let (a, b) = match (a.is_dir(), b.is_dir()) {
         (true, true) => (Side::folder(a)?, Side::folder(b)?),
         (false, false) => (Side::model(a)?, Side::model(b)?),
