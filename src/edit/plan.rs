@@ -323,6 +323,8 @@ impl<'m> File<'_, 'm> {
             tensor: mlp.down().weight.tensor.name().to_owned(),
             reason,
         };
+        // Bytes that cannot be reached are the file's fault, with its own hint, and no form's.
+        self.model.storage(mlp.down().weight.tensor)?;
         let (form, target) = choose(&self.subject(mlp)).map_err(not_editable)?;
         let placed = place(&self.file.relative, &target.storage);
         let matrix = Matrix::open(self.model, &target)?;

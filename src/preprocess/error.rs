@@ -241,6 +241,9 @@ impl Error {
             Self::PlaceholderCount { .. } => {
                 "remove the placeholder from the question and the answer; the template writes it"
             }
+            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                "copy it from the original model's repository"
+            }
             Self::Sample { source, .. } => return source.hint(),
             _ => return None,
         };

@@ -1,0 +1,1325 @@
+//! The command line: what it promises, what it refuses, and that a refusal leaves nothing behind.
+//!
+//! Every command runs in a clean environment on the demo model. ONNX Runtime is located (or fetched)
+//! once, by this process, and handed to the commands.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stdout,
+    clippy::indexing_slicing
+)]
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{LazyLock, OnceLock};
+
+use kvw::bundle::Bundle;
+use kvw::onnx::schema::tensor_proto::DataLocation;
+use kvw::onnx::schema::{ModelProto, StringStringEntryProto, TensorProto};
+use kvw::runtime::device::Device;
+use kvw::runtime::locate;
+use prost::Message as _;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+const DEMO: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/demo");
+const DECODER: &str = "onnx/decoder_model_merged.onnx";
+
+/// A gate strength that suits a handful of steps.
+const GAMMA: &str = "2";
+
+// ---- running the command ---------------------------------------------------------------------------
+
+/// The command, in an environment that holds a search path and an empty cache.
+fn bare() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvw"));
+    command.env_clear();
+    let cache = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli/cache");
+    command.env("KVW_CACHE_DIR", cache);
+    for name in ["PATH", "TMPDIR"] {
+        if let Some(value) = std::env::var_os(name) {
+            command.env(name, value);
+        }
+    }
+    command
+}
+
+/// The library that these tests run on, located with this process's environment.
+fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let options = locate::Options::from_env(None, Device::Cpu, false).unwrap();
+        locate::locate(&options, &|line| println!("{line}"))
+            .unwrap()
+            .path
+    })
+}
+
+/// The command, in a folder, with ONNX Runtime at hand.
+fn kvw(folder: &Path) -> Command {
+    let mut command = bare();
+    command.current_dir(folder).env("ORT_DYLIB_PATH", library());
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+/// Runs a command that must succeed, silently but for its result.
+fn done(command: &mut Command) -> String {
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    assert!(status.success(), "{command:?}\n{status}\n{}", text(&stderr));
+    text(&stdout)
+}
+
+/// A JSON object's keys and values, repeated keys kept.
+struct Pairs(Vec<(String, Value)>);
+
+impl<'de> serde::Deserialize<'de> for Pairs {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> serde::de::Visitor<'de> for Visitor {
+            type Value = Pairs;
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("an object")
+            }
+            fn visit_map<A: serde::de::MapAccess<'de>>(
+                self,
+                mut map: A,
+            ) -> Result<Pairs, A::Error> {
+                let mut pairs = Vec::new();
+                while let Some(pair) = map.next_entry()? {
+                    pairs.push(pair);
+                }
+                Ok(Pairs(pairs))
+            }
+        }
+        deserializer.deserialize_map(Visitor)
+    }
+}
+
+/// Runs a command that must succeed with `--format json`, and checks what every result has.
+fn json(command: &mut Command) -> Value {
+    let stdout = done(command.args(["--format", "json"]));
+    let Pairs(pairs) = serde_json::from_str(&stdout).unwrap();
+    let mut object = serde_json::Map::new();
+    for (key, value) in pairs {
+        assert!(!object.contains_key(&key), "`{key}` is there twice");
+        object.insert(key, value);
+    }
+    assert_eq!(object["schema_version"], json!(1));
+    Value::Object(object)
+}
+
+/// Every file below a folder with its bytes; folders have none.
+fn tree(folder: &Path) -> BTreeMap<PathBuf, Option<Vec<u8>>> {
+    let mut found = BTreeMap::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(next) = folders.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            let relative = path.strip_prefix(folder).unwrap().to_owned();
+            if path.is_dir() {
+                found.insert(relative, None);
+                folders.push(path);
+            } else {
+                found.insert(relative, Some(fs::read(&path).unwrap()));
+            }
+        }
+    }
+    found
+}
+
+/// Runs a command that must fail with `code`, say `expected` on standard error and nothing on standard
+/// output, and leave its folder as it was.
+#[track_caller]
+fn fails(code: i32, command: &mut Command, expected: &[&str]) -> String {
+    let folder = command.get_current_dir().map(Path::to_owned);
+    let before = folder.as_deref().map(tree);
+    let Output {
+        status,
+        stdout,
+        stderr,
+    } = command.output().unwrap();
+    let stderr = text(&stderr);
+    assert_eq!(status.code(), Some(code), "{command:?}\n{stderr}");
+    assert_eq!(text(&stdout), "", "{command:?}");
+    for part in expected {
+        assert!(
+            stderr.contains(part),
+            "{command:?}\nexpected {part:?} in\n{stderr}"
+        );
+    }
+    let names =
+        |tree: Option<BTreeMap<PathBuf, _>>| tree.map(|t| t.into_keys().collect::<Vec<_>>());
+    let after = folder.as_deref().map(tree);
+    let same = before == after;
+    assert!(
+        same,
+        "{command:?} changed its folder\n{:?}\n{:?}",
+        names(before),
+        names(after)
+    );
+    stderr
+}
+
+#[track_caller]
+fn refuses(command: &mut Command, expected: &[&str]) -> String {
+    fails(2, command, expected)
+}
+
+// ---- inputs ----------------------------------------------------------------------------------------
+
+fn demo(path: &str) -> PathBuf {
+    let path = Path::new(DEMO).join(path);
+    assert!(path.exists(), "{} is missing", path.display());
+    path
+}
+
+static MODEL: LazyLock<PathBuf> = LazyLock::new(|| demo("model"));
+
+/// A copy of the demo model, to be damaged.
+fn model_copy(folder: &Path) -> PathBuf {
+    let copy = folder.join("model");
+    for (name, bytes) in tree(&MODEL) {
+        let path = copy.join(name);
+        match bytes {
+            None => fs::create_dir_all(path).unwrap(),
+            Some(bytes) => {
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::write(path, bytes).unwrap();
+            }
+        }
+    }
+    copy
+}
+
+/// The first rows of a demo set, with absolute image paths.
+fn rows(set: &str, count: usize) -> Vec<Value> {
+    let lines = fs::read_to_string(demo(&format!("data/{set}.jsonl"))).unwrap();
+    let rows = lines.lines().take(count).map(|line| {
+        let mut row: Value = serde_json::from_str(line).unwrap();
+        if let Some(image) = row["image"].as_str() {
+            row["image"] = json!(demo("data").join(image));
+        }
+        row
+    });
+    rows.collect()
+}
+
+fn write_rows(path: &Path, rows: &[Value]) -> PathBuf {
+    let lines: String = rows.iter().map(|row| format!("{row}\n")).collect();
+    fs::write(path, lines).unwrap();
+    path.to_owned()
+}
+
+/// Inputs in one folder, outputs in another.
+struct Desk {
+    _folder: TempDir,
+    inputs: PathBuf,
+    /// The commands' current folder; empty at first.
+    work: PathBuf,
+    forget: PathBuf,
+    retain: PathBuf,
+    gamma: &'static str,
+}
+
+impl Desk {
+    fn new() -> Desk {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let (inputs, work) = (root.join("inputs"), root.join("work"));
+        fs::create_dir(&inputs).unwrap();
+        fs::create_dir(&work).unwrap();
+        Desk {
+            forget: write_rows(&inputs.join("forget.jsonl"), &rows("forget", 3)),
+            retain: write_rows(&inputs.join("retain.jsonl"), &rows("retain", 4)),
+            gamma: GAMMA,
+            inputs,
+            work,
+            _folder: folder,
+        }
+    }
+
+    fn kvw(&self) -> Command {
+        kvw(&self.work)
+    }
+
+    fn collect(&self, model: &Path) -> Command {
+        let mut command = self.kvw();
+        command.arg("collect").arg(model).arg("--data");
+        command.arg(&self.retain).args(["-o", "retain.kc"]);
+        command
+    }
+
+    fn weaken(&self, model: &Path, coefficients: &Path) -> Command {
+        let mut command = self.kvw();
+        command.arg("weaken").arg(model).arg("--forget");
+        command.arg(&self.forget).arg("--retain-coefficients");
+        command.arg(coefficients).args(["-o", "forget.plan"]);
+        command.args(["--gamma", self.gamma]);
+        command
+    }
+
+    fn apply(&self, model: &Path, plan: &Path) -> Command {
+        let mut command = self.kvw();
+        command.arg("apply").arg(model).arg("--plan").arg(plan);
+        command.args(["-o", "unlearned"]);
+        command
+    }
+
+    fn unlearn(&self, model: &Path) -> Command {
+        let mut command = self.kvw();
+        command.arg("unlearn").arg(model).arg("--forget");
+        command.arg(&self.forget).arg("--retain").arg(&self.retain);
+        command.args(["-o", "unlearned", "--gamma", self.gamma]);
+        command
+    }
+
+    fn eval(&self, model: &Path) -> Command {
+        let mut command = self.kvw();
+        command
+            .arg("eval")
+            .arg(model)
+            .arg("--data")
+            .arg(&self.forget);
+        command.args(["--max-new-tokens", "5"]);
+        command
+    }
+}
+
+/// Coefficients and a plan of the demo model, made once for all tests.
+struct Made {
+    coefficients: PathBuf,
+    plan: PathBuf,
+}
+
+fn made() -> &'static Made {
+    static MADE: OnceLock<Made> = OnceLock::new();
+    MADE.get_or_init(|| {
+        let desk = Desk::new();
+        done(&mut desk.collect(&MODEL));
+        done(&mut desk.weaken(&MODEL, Path::new("retain.kc")));
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("cli");
+        fs::create_dir_all(&folder).unwrap();
+        let keep = |name: &str| {
+            fs::copy(desk.work.join(name), folder.join(name)).unwrap();
+            folder.join(name)
+        };
+        Made {
+            coefficients: keep("retain.kc"),
+            plan: keep("forget.plan"),
+        }
+    })
+}
+
+/// Names of the down projections' weights, by layer.
+fn down_projections(model: &Path) -> Vec<String> {
+    let inspection = kvw::edit::inspect(&Bundle::open(model).unwrap()).unwrap();
+    let decoder = inspection.files.iter().find(|file| file.path == DECODER);
+    let mlps = &decoder.unwrap().mlps;
+    mlps.iter().map(|mlp| mlp.weight.clone()).collect()
+}
+
+/// Rewrites the decoder of a model folder.
+fn edit_decoder(model: &Path, edit: impl FnOnce(&mut Vec<TensorProto>)) {
+    let path = model.join(DECODER);
+    let mut proto = ModelProto::decode(fs::read(&path).unwrap().as_slice()).unwrap();
+    edit(&mut proto.graph.as_mut().unwrap().initializer);
+    fs::write(&path, proto.encode_to_vec()).unwrap();
+}
+
+fn named<'a>(tensors: &'a mut [TensorProto], name: &str) -> &'a mut TensorProto {
+    tensors.iter_mut().find(|t| t.name() == name).unwrap()
+}
+
+/// Says that layer 0's down projection lies in `location`, and returns its bytes and name.
+fn externalize(model: &Path, location: &str) -> (Vec<u8>, String) {
+    let name = down_projections(model).remove(0);
+    let mut bytes = Vec::new();
+    edit_decoder(model, |tensors| {
+        let tensor = named(tensors, &name);
+        bytes = tensor.raw_data.take().unwrap().to_vec();
+        tensor.set_data_location(DataLocation::External);
+        let entry = |key: &str, value: String| StringStringEntryProto {
+            key: Some(key.into()),
+            value: Some(value),
+        };
+        tensor.external_data = vec![
+            entry("location", location.into()),
+            entry("offset", "0".into()),
+            entry("length", bytes.len().to_string()),
+        ];
+    });
+    (bytes, name)
+}
+
+/// A command for each verb that reads a model.
+fn on_model(desk: &Desk, model: &Path) -> Vec<Command> {
+    let mut inspect = desk.kvw();
+    inspect.arg("inspect").arg(model);
+    let mut commands = on_weights(desk, model);
+    commands.push(inspect);
+    commands
+}
+
+/// A command for each verb that reads a model's weights, and not its graph only.
+fn on_weights(desk: &Desk, model: &Path) -> Vec<Command> {
+    vec![
+        desk.collect(model),
+        desk.weaken(model, &made().coefficients),
+        desk.apply(model, &made().plan),
+        desk.unlearn(model),
+        desk.eval(model),
+    ]
+}
+
+/// A command for each verb that reads a dataset.
+fn on_data(desk: &Desk, data: &Path) -> Vec<Command> {
+    let with = |flags: &[(&str, &Path)], verb: &str, output: Option<&str>| {
+        let mut command = desk.kvw();
+        command.arg(verb).arg(MODEL.as_path());
+        for (flag, path) in flags {
+            command.arg(flag).arg(path);
+        }
+        if let Some(output) = output {
+            command.args(["-o", output]);
+        }
+        command
+    };
+    let coefficients = ("--retain-coefficients", made().coefficients.as_path());
+    let forget = ("--forget", desk.forget.as_path());
+    vec![
+        with(&[("--data", data)], "collect", Some("retain.kc")),
+        with(&[("--forget", data), coefficients], "weaken", Some("plan")),
+        with(&[("--forget", data), coefficients], "unlearn", Some("out")),
+        with(&[forget, ("--retain", data)], "unlearn", Some("out")),
+        with(
+            &[forget, coefficients, ("--eval", data)],
+            "unlearn",
+            Some("out"),
+        ),
+        with(&[("--data", data)], "eval", None),
+    ]
+}
+
+// ---- help and usage --------------------------------------------------------------------------------
+
+const VERBS: [&str; 10] = [
+    "demo", "inspect", "unlearn", "collect", "weaken", "apply", "eval", "diff", "doctor", "runtime",
+];
+
+#[test]
+fn the_help_of_every_verb_names_its_arguments() {
+    let weakening = [
+        "--gamma",
+        "--layers",
+        "--epochs",
+        "--batch-size",
+        "--order",
+        "--seed",
+    ];
+    let runtime = ["--device", "--threads", "--ort-lib", "--offline"];
+    let expected: [(&str, &[&[&str]]); 10] = [
+        ("demo", &[&["--output"], &runtime]),
+        ("inspect", &[&["<MODEL>"]]),
+        (
+            "unlearn",
+            &[
+                &["<MODEL>", "--forget", "--retain", "-o, --output", "--force"],
+                &weakening,
+                &runtime,
+            ],
+        ),
+        (
+            "collect",
+            &[&["<MODEL>", "--data", "-o, --output", "--force"], &runtime],
+        ),
+        (
+            "weaken",
+            &[
+                &[
+                    "<MODEL>",
+                    "--forget",
+                    "--retain-coefficients",
+                    "-o, --output",
+                    "--force",
+                ],
+                &weakening,
+                &runtime,
+            ],
+        ),
+        (
+            "apply",
+            &[&["<MODEL>", "--plan", "-o, --output", "--force", "--dry-run"]],
+        ),
+        ("eval", &[&["<MODEL>", "--plan", "--data"], &runtime]),
+        ("diff", &[&["<A>", "<B>"]]),
+        ("doctor", &[&runtime]),
+        ("runtime", &[&["--install"], &runtime]),
+    ];
+    let overview = done(bare().arg("--help"));
+    for (verb, groups) in expected {
+        assert!(overview.contains(&format!("\n  {verb} ")), "{verb}");
+        let help = done(bare().args([verb, "--help"]));
+        let short = done(bare().args([verb, "-h"]));
+        for flag in groups.iter().copied().flatten().chain(&["--format"]) {
+            assert!(help.contains(flag), "{verb}: {flag}\n{help}");
+            assert!(short.contains(flag), "{verb} -h: {flag}");
+        }
+        assert!(
+            help.lines().all(|line| line.chars().count() <= 100),
+            "{verb}"
+        );
+        assert!(short.len() < help.len() || groups.len() == 1, "{verb}");
+    }
+    assert_eq!(
+        VERBS.map(|verb| expected.iter().any(|e| e.0 == verb)),
+        [true; 10]
+    );
+    for verb in ["weaken", "unlearn"] {
+        let help = done(bare().args([verb, "--help"]));
+        assert!(help.contains("inclusive range like 1-25") && help.contains("all"));
+        assert!(help.contains("file, or shuffle"));
+    }
+}
+
+#[test]
+fn unknown_flags_verbs_and_values_are_errors() {
+    for verb in VERBS {
+        refuses(bare().args([verb, "--no-such-flag"]), &["--no-such-flag"]);
+    }
+    refuses(bare().arg("forget"), &["forget"]);
+    refuses(
+        bare().args(["inspect", "m", "--format", "xml"]),
+        &["xml", "human", "json"],
+    );
+    refuses(bare().args(["inspect"]), &["<MODEL>"]);
+    refuses(&mut bare(), &["Usage"]);
+
+    let desk = Desk::new();
+    for (flag, value, expected) in [
+        ("--layers", "5-1", "expected first ≤ last"),
+        ("--layers", "1..3", "an inclusive range like 1-25"),
+        ("--order", "random", "random"),
+        ("--device", "tpu", "auto, cpu, cuda or cuda:N"),
+        ("--batch-size", "0", "expected a number ≥ 1"),
+        ("--epochs", "0", "expected a number ≥ 1"),
+        ("--seed", "many", "many"),
+    ] {
+        refuses(desk.unlearn(&MODEL).args([flag, value]), &[flag, expected]);
+    }
+    refuses(desk.collect(&MODEL).args(["--batch-size", "0"]), &["≥ 1"]);
+    for gamma in ["0", "-1", "nan", "inf", "strong"] {
+        let desk = Desk {
+            gamma,
+            ..Desk::new()
+        };
+        for mut command in [desk.unlearn(&MODEL), desk.weaken(&MODEL, Path::new("kc"))] {
+            refuses(&mut command, &[gamma]);
+        }
+    }
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    for arguments in [
+        &["inspect", DEMO_MODEL, "--format", "json"][..],
+        &["inspect", DEMO_MODEL],
+        &["--help"],
+    ] {
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        let Output { status, stderr, .. } = bare().args(arguments).stdout(writer).output().unwrap();
+        assert_eq!(status.code(), Some(0), "{arguments:?} {}", text(&stderr));
+        assert_eq!(text(&stderr), "", "{arguments:?}");
+    }
+}
+
+const DEMO_MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/fixtures/demo/model");
+
+// ---- what the verbs give ---------------------------------------------------------------------------
+
+fn keys(value: &Value) -> Vec<&str> {
+    value
+        .as_object()
+        .unwrap()
+        .keys()
+        .map(String::as_str)
+        .collect()
+}
+
+#[test]
+fn inspect_lists_files_and_mlps_of_a_folder_and_of_a_single_file() {
+    let folder = json(bare().args(["inspect", DEMO_MODEL]));
+    assert_eq!(folder["layout"], "transformers-js");
+    assert_eq!(folder["family"], "qwen2_vl");
+    let files = folder["files"].as_array().unwrap();
+    let roles: BTreeMap<&str, &str> = files
+        .iter()
+        .map(|file| {
+            (
+                file["path"].as_str().unwrap(),
+                file["role"].as_str().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        roles,
+        BTreeMap::from([
+            (DECODER, "decoder"),
+            ("onnx/embed_tokens.onnx", "embed_tokens"),
+            ("onnx/vision_encoder.onnx", "vision_encoder"),
+        ])
+    );
+    let single = json(bare().arg("inspect").arg(MODEL.join(DECODER)));
+    assert_eq!(
+        (&single["layout"], &single["family"]),
+        (&json!("single-file"), &Value::Null)
+    );
+
+    let decoder = files.iter().find(|file| file["path"] == DECODER).unwrap();
+    for file in [decoder, &single["files"][0]] {
+        let mlps = file["mlps"].as_array().unwrap();
+        assert_eq!(mlps.len(), 6);
+        for (layer, mlp) in mlps.iter().enumerate() {
+            assert_eq!(
+                keys(mlp),
+                [
+                    "layer", "tower", "d_ff", "d_model", "op", "weight", "dtype", "gated", "edit",
+                    "reason"
+                ]
+            );
+            let expected = json!({
+                "layer": layer, "tower": "language", "d_ff": 512, "d_model": 128, "op": "MatMul",
+                "weight": mlp["weight"], "dtype": "float", "gated": true, "edit": "columns",
+                "reason": null,
+            });
+            assert_eq!(*mlp, expected);
+        }
+    }
+}
+
+#[test]
+fn every_verb_prints_json_with_a_version_and_keeps_standard_output_for_it() {
+    let desk = Desk::new();
+    let collected = json(desk.collect(&MODEL).arg("-vv"));
+    assert_eq!(collected["samples"], 4);
+    assert_eq!(collected["layers"], json!([0, 1, 2, 3, 4, 5]));
+    let weakened = json(
+        desk.weaken(&MODEL, Path::new("retain.kc"))
+            .args(["--layers", "1-2", "-v"]),
+    );
+    assert_eq!(
+        (&weakened["steps"], &weakened["layers"]),
+        (&json!(3), &json!(2))
+    );
+    assert_eq!(weakened["of_neurons"], 2 * 512);
+    let applied = json(&mut desk.apply(&MODEL, Path::new("forget.plan")));
+    assert_eq!(applied["edits"].as_array().unwrap().len(), 2);
+    let (plan, original) = (Path::new("forget.plan"), MODEL.as_path());
+    let evaluated = json(desk.eval(original).arg("--plan").arg(plan));
+    assert_eq!(evaluated["sets"][0]["summary"]["n"], 3);
+    let differ = json(desk.kvw().arg("diff").arg(original).arg("unlearned"));
+    assert_eq!(differ["only_planned_ranges_changed"], true);
+    assert_eq!(differ["changed"].as_array().unwrap().len(), 1);
+    json(desk.kvw().args(["runtime", "--offline"]));
+    json(desk.kvw().args(["doctor", "--offline", "--device", "cpu"]));
+    fs::remove_dir_all(desk.work.join("unlearned")).unwrap();
+    let unlearned = json(desk.unlearn(original).args(["--eval-limit", "1"]));
+    assert_eq!(unlearned["agreement"]["same_argmax"], 1.0);
+    assert_eq!(unlearned["sets"].as_array().unwrap().len(), 2);
+}
+
+#[test]
+fn ranges_of_layers_are_inclusive_and_those_that_the_model_lacks_are_refused() {
+    let desk = Desk::new();
+    let of_neurons = |layers: &str| {
+        let mut command = desk.weaken(&MODEL, &made().coefficients);
+        json(command.args(["--force", "--layers", layers]))["of_neurons"].clone()
+    };
+    assert_eq!(
+        ["all", "1-3", "4"].map(of_neurons),
+        [json!(6 * 512), json!(3 * 512), json!(512)]
+    );
+    for layers in ["3-9", "9", "6-6"] {
+        for command in [
+            &mut desk.collect(&MODEL),
+            desk.weaken(&MODEL, &made().coefficients).arg("--force"),
+            &mut desk.unlearn(&MODEL),
+        ] {
+            let expected = ["expected layers", "found layers 0-5", "hint: `kvw inspect`"];
+            refuses(command.args(["--layers", layers]), &expected);
+        }
+    }
+}
+
+#[test]
+fn a_seed_fixes_the_shuffle() {
+    let desk = Desk::new();
+    let plan = |order: &str, seed: &str| {
+        let mut command = desk.weaken(&MODEL, &made().coefficients);
+        done(command.args(["--force", "--order", order, "--seed", seed]));
+        fs::read(desk.work.join("forget.plan")).unwrap()
+    };
+    let [one, again, file, file_again] = [
+        ("shuffle", "1"),
+        ("shuffle", "1"),
+        ("file", "1"),
+        ("file", "2"),
+    ]
+    .map(|(order, seed)| plan(order, seed));
+    assert!(one == again);
+    assert!(file == file_again);
+    let others = ["2", "3", "4", "5"].map(|seed| plan("shuffle", seed) != one);
+    assert!(others.contains(&true), "the seed does nothing");
+}
+
+#[test]
+fn the_chain_of_verbs_gives_the_bytes_of_one_unlearn_run_and_the_same_ones_twice() {
+    let desks = [Desk::new(), Desk::new()];
+    // Coefficients and plans name the sets that they were made from by content, not by path.
+    let trees = desks.each_ref().map(|desk| {
+        let (original, plan) = (MODEL.as_path(), Path::new("forget.plan"));
+        done(&mut desk.collect(original));
+        done(&mut desk.weaken(original, Path::new("retain.kc")));
+        done(&mut desk.apply(original, plan));
+        let said = done(desk.kvw().arg("diff").arg(original).arg("unlearned"));
+        assert!(
+            said.contains("only the planned ranges changed, and all of them"),
+            "{said}"
+        );
+        done(&mut desk.eval(Path::new("unlearned")));
+        fs::rename(desk.work.join("unlearned"), desk.work.join("by-verbs")).unwrap();
+        done(desk.unlearn(original).args([
+            "--plan",
+            "whole.plan",
+            "--eval-limit",
+            "2",
+            "--max-new-tokens",
+            "5",
+        ]));
+        let found = tree(&desk.work);
+        assert!(found[plan] == found[Path::new("whole.plan")]);
+        assert!(desk.work.join("unlearned.evaluation.json").is_file());
+        let whole = tree(&desk.work.join("unlearned"));
+        let by_verbs = tree(&desk.work.join("by-verbs"));
+        assert!(by_verbs == whole, "the folders differ");
+        assert!(by_verbs[Path::new(DECODER)] != tree(original)[Path::new(DECODER)]);
+        found
+    });
+    let [first, second] = &trees;
+    assert_eq!(
+        first.keys().collect::<Vec<_>>(),
+        second.keys().collect::<Vec<_>>()
+    );
+    for (path, bytes) in first {
+        assert!(second[path] == *bytes, "{} differs", path.display());
+    }
+}
+
+#[test]
+fn a_plan_evaluates_as_the_model_that_it_makes() {
+    let desk = Desk::new();
+    let answers = |command: &mut Command| json(command.arg("--answers"))["sets"].clone();
+    done(&mut desk.apply(&MODEL, &made().plan));
+    let planned = answers(desk.eval(&MODEL).arg("--plan").arg(&made().plan));
+    let written = answers(&mut desk.eval(Path::new("unlearned")));
+    let texts = |sets: &Value| -> Vec<Value> {
+        let answers = sets[0]["answers"].as_array().unwrap();
+        answers.iter().map(|a| a["prediction"].clone()).collect()
+    };
+    assert_eq!(texts(&planned), texts(&written));
+    let loss = |sets: &Value| sets[0]["summary"]["loss"]["value"].as_f64().unwrap();
+    assert!((loss(&planned) - loss(&written)).abs() < 1e-4);
+    assert_ne!(answers(&mut desk.eval(&MODEL)), planned);
+}
+
+// ---- outputs ---------------------------------------------------------------------------------------
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let desk = Desk::new();
+    let mut command = desk.apply(&MODEL, &made().plan);
+    let said = done(command.arg("--dry-run"));
+    assert!(
+        said.contains("dry run: nothing was written to unlearned"),
+        "{said}"
+    );
+    assert!(said.contains(DECODER), "{said}");
+    assert_eq!(tree(&desk.work).len(), 0);
+}
+
+#[test]
+fn an_existing_output_is_refused_without_force_and_replaced_with_it() {
+    let desk = Desk::new();
+    let commands: [(&str, &dyn Fn() -> Command); 3] = [
+        ("retain.kc", &|| desk.collect(&MODEL)),
+        ("forget.plan", &|| desk.weaken(&MODEL, &made().coefficients)),
+        ("whole.plan", &|| {
+            let mut command = desk.unlearn(&MODEL);
+            command.args(["--plan", "whole.plan", "--eval-limit", "0"]);
+            command
+        }),
+    ];
+    for (output, command) in commands {
+        let path = desk.work.join(output);
+        fs::write(&path, "precious").unwrap();
+        let expected = [output, "already exists", "hint: ", "--force"];
+        refuses(&mut command(), &expected);
+        done(command().arg("--force"));
+        assert!(fs::read(&path).unwrap().len() > 1000);
+    }
+    // The unlearn run left a folder.
+    let before = fs::read(desk.work.join("unlearned").join(DECODER)).unwrap();
+    for mut command in [desk.apply(&MODEL, &made().plan), desk.unlearn(&MODEL)] {
+        refuses(
+            &mut command,
+            &["unlearned", "already exists", "hint: ", "--force"],
+        );
+    }
+    done(desk.apply(&MODEL, &made().plan).arg("--force"));
+    assert!(fs::read(desk.work.join("unlearned").join(DECODER)).unwrap() == before);
+
+    // Force is for what the tool wrote.
+    let foreign = desk.work.join("unlearned");
+    fs::remove_dir_all(&foreign).unwrap();
+    fs::create_dir(&foreign).unwrap();
+    fs::write(foreign.join("thesis.txt"), "precious").unwrap();
+    for mut command in [desk.apply(&MODEL, &made().plan), desk.unlearn(&MODEL)] {
+        refuses(
+            command.arg("--force"),
+            &["unlearned", "will not replace", "hint: "],
+        );
+    }
+}
+
+#[test]
+fn an_output_in_a_folder_that_is_missing_is_refused_before_any_work() {
+    let desk = Desk::new();
+    for mut command in [
+        desk.collect(&MODEL),
+        desk.weaken(&MODEL, &made().coefficients),
+        desk.apply(&MODEL, &made().plan),
+        desk.unlearn(&MODEL),
+    ] {
+        let mut arguments: Vec<OsString> = command.get_args().map(OsStr::to_owned).collect();
+        let at = arguments.iter().position(|a| a == "-o").unwrap();
+        arguments[at + 1] = "missing/out".into();
+        // Refused before ONNX Runtime is looked for.
+        command = bare();
+        command.current_dir(&desk.work).args(arguments);
+        refuses(
+            &mut command,
+            &["missing", "does not exist", "hint: mkdir -p missing"],
+        );
+    }
+}
+
+#[test]
+fn a_model_that_does_not_fit_on_the_disk_is_refused() {
+    let desk = Desk::new();
+    let model = model_copy(&desk.inputs);
+    let huge = fs::File::create(model.join("other_weights.bin")).unwrap();
+    let room = kvw::files::available_bytes(&desk.work).unwrap();
+    if let Err(e) = huge.set_len(room + (1 << 40)) {
+        println!("skipped: no sparse file of that size ({e})");
+        return;
+    }
+    let expected = [
+        "not enough room for",
+        "unlearned",
+        "bytes needed",
+        "hint: free at least",
+    ];
+    refuses(&mut desk.apply(&model, &made().plan), &expected);
+    refuses(&mut desk.unlearn(&model), &expected);
+}
+
+#[test]
+fn a_disk_that_is_full_leaves_nothing_behind() {
+    let desk = Desk::new();
+    // A file system of 16 KiB, in a mount namespace of the command's own.
+    let script = "mount -t tmpfs -o size=16k none \"$1\" || exit 77; cd \"$1\"; shift; \
+                  \"$@\"; code=$?; [ -z \"$(ls -A)\" ] || exit 78; exit $code";
+    let command = desk.collect(&MODEL);
+    let mut confined = Command::new("unshare");
+    confined
+        .args(["-rm", "sh", "-c", script, "sh"])
+        .arg(&desk.work)
+        .arg(command.get_program())
+        .args(command.get_args())
+        .env("ORT_DYLIB_PATH", library())
+        .env("KVW_CACHE_DIR", &desk.inputs);
+    match confined.output() {
+        Ok(output) if output.status.code() == Some(2) && output.stdout.is_empty() => {
+            let stderr = text(&output.stderr);
+            let expected = [
+                "cannot write retain.kc",
+                "not enough room for",
+                "hint: free some room",
+            ];
+            assert!(
+                expected.iter().all(|part| stderr.contains(part)),
+                "{stderr}"
+            );
+        }
+        Ok(output) if matches!(output.status.code(), Some(1 | 77)) => {
+            println!(
+                "skipped: no mount namespaces here: {}",
+                text(&output.stderr)
+            );
+        }
+        Err(e) => println!("skipped: no unshare ({e})"),
+        Ok(output) => panic!("{output:?}"),
+    }
+}
+
+// ---- bad models ------------------------------------------------------------------------------------
+
+#[test]
+fn files_that_are_missing_are_named() {
+    let desk = Desk::new();
+    let nothing = Path::new("nothing");
+    let named = ["nothing", "No such file", "hint: check the path"];
+    for mut command in on_model(&desk, nothing)
+        .into_iter()
+        .chain(on_data(&desk, nothing))
+    {
+        refuses(&mut command, &named);
+    }
+    refuses(&mut desk.apply(&MODEL, nothing), &named);
+    refuses(&mut desk.weaken(&MODEL, nothing), &named);
+    refuses(desk.eval(&MODEL).arg("--plan").arg(nothing), &named);
+    refuses(desk.kvw().args(["diff", DEMO_MODEL, "nothing"]), &named);
+    refuses(desk.kvw().args(["diff", "nothing", DEMO_MODEL]), &named);
+}
+
+#[test]
+fn a_model_folder_without_one_of_its_files_says_which() {
+    let desk = Desk::new();
+    for (file, verb) in [
+        ("onnx/embed_tokens.onnx", "collect"),
+        ("onnx/vision_encoder.onnx", "collect"),
+        (DECODER, "apply"),
+        ("tokenizer.json", "collect"),
+        ("chat_template.jinja", "collect"),
+        ("config.json", "collect"),
+    ] {
+        let model = model_copy(&desk.inputs);
+        fs::remove_file(model.join(file)).unwrap();
+        let mut command = match verb {
+            "apply" => desk.apply(&model, &made().plan),
+            _ => desk.collect(&model),
+        };
+        let name = Path::new(file).file_stem().unwrap().to_str().unwrap();
+        let name = name.replace("vision_encoder", "vision encoder");
+        refuses(&mut command, &[&name, model.to_str().unwrap(), "hint: "]);
+    }
+}
+
+#[test]
+fn a_truncated_file_is_refused_with_its_name_and_the_byte() {
+    let desk = Desk::new();
+    for (file, size) in [
+        (DECODER, 3_000_000),
+        (DECODER, 17),
+        ("onnx/embed_tokens.onnx", 10_000),
+    ] {
+        let model = model_copy(&desk.inputs);
+        let path = model.join(file);
+        fs::File::options()
+            .write(true)
+            .open(&path)
+            .unwrap()
+            .set_len(size)
+            .unwrap();
+        for mut command in on_model(&desk, &model) {
+            let size = format!("of {size}");
+            let expected = [
+                file,
+                "not a whole ONNX file",
+                "at byte",
+                &size,
+                "hint: ",
+                "truncated",
+            ];
+            refuses(&mut command, &expected);
+        }
+    }
+    let model = model_copy(&desk.inputs);
+    fs::write(model.join(DECODER), "").unwrap();
+    for mut command in on_model(&desk, &model) {
+        refuses(&mut command, &[DECODER, "expected an ONNX model", "hint: "]);
+    }
+}
+
+#[test]
+fn external_data_that_is_missing_is_refused() {
+    let desk = Desk::new();
+    let model = model_copy(&desk.inputs);
+    let (_, tensor) = externalize(&model, "weights.bin");
+    for mut command in on_weights(&desk, &model) {
+        let expected = [DECODER, &tensor, "weights.bin", "no such file", "hint: "];
+        refuses(&mut command, &expected);
+    }
+}
+
+#[test]
+fn external_data_that_is_too_short_is_refused() {
+    let desk = Desk::new();
+    let model = model_copy(&desk.inputs);
+    let (bytes, tensor) = externalize(&model, "weights.bin");
+    let (whole, cut) = (model.join("onnx/weights.bin"), bytes.len() - 4);
+    fs::write(&whole, &bytes).unwrap();
+    done(desk.kvw().arg("inspect").arg(&model));
+    fs::write(&whole, &bytes[..cut]).unwrap();
+    for mut command in on_weights(&desk, &model) {
+        let (end, size) = (format!("..{}", bytes.len()), format!("has {cut} bytes"));
+        let expected = [DECODER, &tensor, "weights.bin", &end, &size, "hint: "];
+        refuses(&mut command, &expected);
+    }
+}
+
+#[test]
+fn external_data_that_leads_out_of_the_folder_is_refused() {
+    let desk = Desk::new();
+    let outside = desk.inputs.join("outside.bin");
+    fs::write(&outside, vec![0; 512 * 128 * 4]).unwrap();
+    for location in ["../../outside.bin", outside.to_str().unwrap(), "link.bin"] {
+        let model = model_copy(&desk.inputs);
+        let (_, tensor) = externalize(&model, location);
+        let link = model.join("onnx/link.bin");
+        let _ = fs::remove_file(&link);
+        if location == "link.bin" {
+            std::os::unix::fs::symlink(&outside, link).unwrap();
+        }
+        for mut command in on_weights(&desk, &model) {
+            let name = match location {
+                "link.bin" => "leads out of",
+                _ => tensor.as_str(),
+            };
+            refuses(&mut command, &[name, location, "hint: "]);
+        }
+        fs::remove_dir_all(&model).unwrap();
+    }
+}
+
+#[test]
+fn what_was_made_for_another_model_is_refused() {
+    let desk = Desk::new();
+    let other = model_copy(&desk.inputs);
+    let down = down_projections(&other);
+    edit_decoder(&other, |tensors| {
+        let bytes = named(tensors, &down[0]).raw_data.take();
+        let swapped = std::mem::replace(&mut named(tensors, &down[1]).raw_data, bytes);
+        named(tensors, &down[0]).raw_data = swapped;
+    });
+    let made = made();
+    let different = ["layer 0", "expected", "found", "hint: "];
+    let by_plan = refuses(&mut desk.apply(&other, &made.plan), &different);
+    assert!(by_plan.contains(DECODER), "{by_plan}");
+    let by_coefficients = refuses(&mut desk.weaken(&other, &made.coefficients), &different);
+    assert!(by_coefficients.contains("retain.kc was made for another model"));
+    refuses(desk.eval(&other).arg("--plan").arg(&made.plan), &different);
+
+    // Another kind of file, or a damaged one.
+    let plan = [
+        "expected format kvw-plan",
+        "found kvw-coefficients",
+        "hint: ",
+    ];
+    refuses(&mut desk.apply(&MODEL, &made.coefficients), &plan);
+    let coefficients = [
+        "expected format kvw-coefficients",
+        "found kvw-plan",
+        "hint: ",
+    ];
+    refuses(&mut desk.weaken(&MODEL, &made.plan), &coefficients);
+    let bytes = fs::read(&made.plan).unwrap();
+    let damaged = desk.inputs.join("damaged.plan");
+    for cut in [0, 7, 100, bytes.len() - 1] {
+        fs::write(&damaged, &bytes[..cut]).unwrap();
+        refuses(
+            &mut desk.apply(&MODEL, &damaged),
+            &["damaged.plan", "expected", "hint: "],
+        );
+    }
+}
+
+#[test]
+fn a_plan_is_not_applied_twice() {
+    let desk = Desk::new();
+    done(&mut desk.apply(&MODEL, &made().plan));
+    let applied = desk.inputs.join("applied");
+    fs::rename(desk.work.join("unlearned"), &applied).unwrap();
+    refuses(&mut desk.apply(&applied, &made().plan), &["hint: "]);
+}
+
+#[test]
+fn a_non_finite_activation_ends_the_run_with_its_place() {
+    let desk = Desk::new();
+    let model = model_copy(&desk.inputs);
+    // The first weight of shape [d_model, d_ff] is layer 0's gate or up projection; its columns are
+    // neurons.
+    edit_decoder(&model, |tensors| {
+        let tensor = tensors.iter_mut().find(|t| t.dims == [128, 512]).unwrap();
+        let mut bytes = tensor.raw_data.take().unwrap().to_vec();
+        bytes[4 * 7..4 * 8].copy_from_slice(&f32::INFINITY.to_le_bytes());
+        tensor.raw_data = Some(bytes.into());
+    });
+    let sample = rows("retain", 1)[0]["id"].as_str().unwrap().to_owned();
+    let expected = [
+        sample.as_str(),
+        "layer 0, neuron 7",
+        "expected a finite activation, found",
+        "hint: ",
+    ];
+    refuses(&mut desk.collect(&model), &expected);
+    refuses(&mut desk.unlearn(&model), &expected);
+}
+
+#[test]
+fn a_run_that_weakens_nothing_fails_and_saves_nothing() {
+    let desk = Desk {
+        gamma: "1e-12",
+        ..Desk::new()
+    };
+    let expected = ["nothing was weakened: after 3 steps", "hint: raise --gamma"];
+    fails(1, &mut desk.weaken(&MODEL, &made().coefficients), &expected);
+    fails(1, &mut desk.unlearn(&MODEL), &expected);
+}
+
+// ---- bad data --------------------------------------------------------------------------------------
+
+#[test]
+fn a_bad_row_is_named_by_file_and_line() {
+    let desk = Desk::new();
+    let good = rows("retain", 1).remove(0);
+    let with = |field: &str, value: Value| {
+        let mut row = good.clone();
+        row["id"] = json!("second");
+        row[field] = value;
+        row.to_string()
+    };
+    let path = desk.inputs.join("rows.jsonl");
+    let cases: [(String, &[&str]); 7] = [
+        (
+            r#"{"question": "Who?", "answer""#.into(),
+            &["not valid JSON", "one whole JSON object"],
+        ),
+        (
+            with("image", json!("nobody.png")),
+            &["`second`", "nobody.png does not exist"],
+        ),
+        (
+            with("answer", json!(" \n")),
+            &["`second`", "the answer is empty"],
+        ),
+        (
+            with("answer", json!(7)),
+            &["`answer`", "expected a string, found a number"],
+        ),
+        (
+            with("question", Value::Null),
+            &["`question`", "expected a string, found null"],
+        ),
+        (
+            with("facts", json!({"job": 1})),
+            &["`facts.job`", "expected a string"],
+        ),
+        (with("id", good["id"].clone()), &["already used on line 1"]),
+    ];
+    for (row, expected) in cases {
+        fs::write(&path, format!("{good}\n\n{row}\n")).unwrap();
+        for mut command in on_data(&desk, &path) {
+            let said = refuses(&mut command, &["rows.jsonl:3: ", "hint: "]);
+            assert!(
+                expected.iter().all(|part| said.contains(part)),
+                "{expected:?}\n{said}"
+            );
+        }
+    }
+    fs::write(&path, "\n \n").unwrap();
+    for mut command in on_data(&desk, &path) {
+        refuses(&mut command, &["rows.jsonl", "holds no sample", "hint: "]);
+    }
+}
+
+#[test]
+fn an_image_that_is_none_is_named_with_its_sample() {
+    let desk = Desk::new();
+    let mut data = rows("retain", 2);
+    fs::write(desk.inputs.join("text.png"), "no image").unwrap();
+    data[1]["image"] = json!("text.png");
+    let path = write_rows(&desk.inputs.join("rows.jsonl"), &data);
+    for mut command in on_data(&desk, &path) {
+        let sample = format!("`{}`", data[1]["id"].as_str().unwrap());
+        let expected = [
+            "text.png",
+            &sample,
+            "expected a PNG, JPEG or WebP image",
+            "hint: ",
+        ];
+        refuses(&mut command, &expected);
+    }
+}
+
+#[test]
+fn an_answer_that_the_chat_template_changes_is_refused() {
+    let desk = Desk::new();
+    let model = model_copy(&desk.inputs);
+    let template = model.join("chat_template.jinja");
+    let text = fs::read_to_string(&template).unwrap();
+    let shouting = text.replace("{{ content['text'] }}", "{{ content['text'] | upper }}");
+    assert_ne!(text, shouting);
+    fs::write(&template, shouting).unwrap();
+    let sample = |set: &str| format!("`{}`", rows(set, 1)[0]["id"].as_str().unwrap());
+    for (mut command, set) in [
+        (desk.collect(&model), "retain"),
+        (desk.weaken(&model, &made().coefficients), "forget"),
+        (desk.unlearn(&model), "forget"),
+        (desk.eval(&model), "forget"),
+    ] {
+        let expected = [
+            "answer not in the prompt",
+            &sample(set),
+            "hint: the chat template",
+        ];
+        refuses(&mut command, &expected);
+    }
+}
+
+// ---- ONNX Runtime ----------------------------------------------------------------------------------
+
+#[test]
+fn without_onnx_runtime_the_places_and_the_ways_out_are_listed() {
+    let desk = Desk::new();
+    let empty = desk.inputs.join("cache");
+    let alone = |command: Command| {
+        let mut alone = bare();
+        alone.current_dir(&desk.work).args(command.get_args());
+        alone
+            .env("PATH", "/nonexistent")
+            .env("KVW_CACHE_DIR", &empty);
+        alone
+    };
+    let mut runtime = desk.kvw();
+    runtime.arg("runtime");
+    let mut runtime = alone(runtime);
+    if runtime.arg("--offline").output().unwrap().status.success() {
+        println!("skipped: the system's loader finds an ONNX Runtime");
+        return;
+    }
+    for command in [
+        desk.collect(&MODEL),
+        desk.weaken(&MODEL, &made().coefficients),
+        desk.unlearn(&MODEL),
+        desk.eval(&MODEL),
+    ] {
+        let expected = [
+            "no ONNX Runtime 1.19.0 or newer found, and fetching is off (--offline)",
+            "--ort-lib: not given",
+            "ORT_DYLIB_PATH: not given",
+            "the cache: nothing there",
+            "Python: no interpreter on PATH",
+            "hint: pip install onnxruntime",
+        ];
+        refuses(alone(command).arg("--offline"), &expected);
+    }
+    let expected = ["could not be fetched", "no working pip", "hint: "];
+    refuses(&mut alone(desk.collect(&MODEL)), &expected);
+    assert!(!empty.exists() || tree(&empty).values().all(Option::is_none));
+
+    // Neither inspect nor apply nor diff needs one.
+    done(&mut alone({
+        let mut command = desk.kvw();
+        command.args(["inspect", DEMO_MODEL]);
+        command
+    }));
+    done(&mut alone(desk.apply(&MODEL, &made().plan)));
+    let mut diff = desk.kvw();
+    diff.args(["diff", DEMO_MODEL, "unlearned"]);
+    done(&mut alone(diff));
+}
+
+/// A library that says it is ONNX Runtime 1.18.0; `None` where there is no C compiler.
+fn old_library(folder: &Path) -> Option<PathBuf> {
+    let (code, library) = (
+        folder.join("old.c"),
+        folder.join("libonnxruntime.so.1.18.0"),
+    );
+    let source = "static const void *api(unsigned v) { (void)v; return 0; }
+         static const char *version(void) { return \"1.18.0\"; }
+         static const struct { const void *(*a)(unsigned); const char *(*v)(void); } base = { api, version };
+         const void *OrtGetApiBase(void) { return &base; }";
+    fs::write(&code, source).unwrap();
+    let mut cc = Command::new("cc");
+    cc.args(["-shared", "-fPIC", "-o"]).arg(&library).arg(&code);
+    match cc.status() {
+        Ok(status) => {
+            assert!(status.success());
+            Some(library)
+        }
+        Err(e) => {
+            println!("skipped: no C compiler ({e})");
+            None
+        }
+    }
+}
+
+#[test]
+fn an_onnx_runtime_that_is_too_old_is_refused_with_both_versions() {
+    let desk = Desk::new();
+    let Some(old) = old_library(&desk.inputs) else {
+        return;
+    };
+    for mut command in [
+        desk.collect(&MODEL),
+        desk.unlearn(&MODEL),
+        desk.eval(&MODEL),
+    ] {
+        let expected = [
+            old.to_str().unwrap(),
+            "is ONNX Runtime 1.18.0, expected 1.19.0 or newer",
+            "hint: pip install -U onnxruntime",
+        ];
+        refuses(command.arg("--ort-lib").arg(&old), &expected);
+    }
+    let missing = ["no.so (--ort-lib) does not exist", "hint: "];
+    let missing = [
+        missing[0].replace("no.so", "`no.so`"),
+        missing[1].to_owned(),
+    ];
+    let missing = missing.each_ref().map(String::as_str);
+    refuses(desk.collect(&MODEL).args(["--ort-lib", "no.so"]), &missing);
+}
+
+#[test]
+fn cuda_that_was_asked_for_and_is_absent_is_an_error() {
+    let desk = Desk::new();
+    let provider = "libonnxruntime_providers_cuda.so";
+    if library().with_file_name(provider).exists() {
+        println!("skipped: the ONNX Runtime at hand has CUDA");
+        return;
+    }
+    for (mut command, device) in [
+        (desk.collect(&MODEL), "cuda"),
+        (desk.unlearn(&MODEL), "cuda:0"),
+        (desk.eval(&MODEL), "cuda:1"),
+    ] {
+        let expected = ["--device cuda:", "was built without CUDA", "hint: "];
+        refuses(command.args(["--device", device]), &expected);
+    }
+    // Asked softly, it runs on the CPU.
+    done(desk.collect(&MODEL).args(["--device", "auto"]));
+}
