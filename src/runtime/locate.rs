@@ -139,6 +139,11 @@ pub struct Located {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// CUDA was asked for where no NVIDIA driver is loaded: the GPU package would be of no use.
+    #[error(
+        "--device cuda: no NVIDIA driver is loaded (expected the device file /dev/nvidiactl, found none)"
+    )]
+    NoDriver,
     /// The user named a file that is not there.
     #[error("the ONNX Runtime library `{}` ({named_by}) does not exist", path.display())]
     Missing {
@@ -246,6 +251,10 @@ impl Error {
                     .unwrap_or_default();
                 Some(format!("{first}{NAME_ONE}"))
             }
+            Error::NoDriver => Some(
+                "install NVIDIA's driver (nvidia-smi must list the device), or use --device cpu"
+                    .to_owned(),
+            ),
             Error::Cache { source } => source.hint(),
             _ => None,
         }
@@ -283,15 +292,21 @@ impl Options {
         device: Device,
         offline: bool,
     ) -> Result<Self, Error> {
+        let variable = std::env::var_os("ORT_DYLIB_PATH")
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from);
+        let cache = match fetch::cache_dir() {
+            // A library that is named needs no cache.
+            Err(_) if library.is_some() || variable.is_some() => PathBuf::new(),
+            cache => cache.map_err(|source| Error::Cache { source })?,
+        };
         Ok(Options {
             library,
-            variable: std::env::var_os("ORT_DYLIB_PATH")
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from),
+            variable,
             beside: std::env::current_exe()
                 .ok()
                 .and_then(|exe| exe.parent().map(Path::to_owned)),
-            cache: fetch::cache_dir().map_err(|source| Error::Cache { source })?,
+            cache,
             pythons: pythons(),
             system: true,
             offline,
@@ -330,6 +345,9 @@ pub fn locate(options: &Options, say: &dyn Fn(&str)) -> Result<Located, Error> {
         });
     }
     let package = if options.need_cuda {
+        if !Path::new("/dev/nvidiactl").exists() && !Path::new("/dev/dxg").exists() {
+            return Err(Error::NoDriver);
+        }
         fetch::Package::Gpu
     } else {
         fetch::Package::Cpu
