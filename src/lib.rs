@@ -21,6 +21,7 @@
 //! `preprocess`} → `graph` → `onnx` → `files`.
 
 pub mod bundle;
+pub mod cli;
 pub mod dataset;
 pub mod edit;
 pub mod eval;

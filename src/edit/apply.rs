@@ -110,6 +110,22 @@ pub fn apply(
     options: &Options,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Receipt, Error> {
+    apply_if(bundle, plan, out, options, progress, &mut |_| Ok(()))
+}
+
+/// As [`apply`], but asks `accept` before the folder appears: it is shown the staged folder, whole
+/// but for its receipt, may run it and add files, and where it says no nothing is left at `out`.
+///
+/// # Errors
+/// As [`apply`]; [`Error::Rejected`] where `accept` fails.
+pub fn apply_if(
+    bundle: &Bundle,
+    plan: &EditPlan,
+    out: &Path,
+    options: &Options,
+    progress: &(dyn Fn(Progress) + Sync),
+    accept: &mut dyn FnMut(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+) -> Result<Receipt, Error> {
     let tree = bundle.tree();
     let previous = Receipt::of(tree)?;
     if previous
@@ -158,6 +174,10 @@ pub fn apply(
             file.sha256_after = Some(Sha256::of_file(&staged.path().join(&file.path))?);
         }
     }
+    accept(staged.path()).map_err(|source| Error::Rejected {
+        out: out.to_owned(),
+        source,
+    })?;
     write_receipt(&staged, &receipt)?;
     Meter::new(Stage::Sync, 0, progress).add(0);
     staged.commit()?;

@@ -9,6 +9,14 @@ use crate::onnx::ByteSpan;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
+    /// The staged folder was not accepted.
+    #[error("{} was not written: the edited model was not accepted", out.display())]
+    Rejected {
+        /// The output.
+        out: PathBuf,
+        /// Why not.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     /// The model folder is at fault.
     #[error(transparent)]
     Bundle(#[from] crate::bundle::Error),

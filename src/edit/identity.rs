@@ -242,15 +242,19 @@ pub(super) fn sketch(matrix: &Matrix) -> Result<Vec<f32>, Error> {
     let neurons = sampled(matrix.neurons());
     let mut sums = vec![0f64; neurons.len()];
     if matrix.axis == 0 {
+        let all: Vec<usize> = (0..matrix.columns).collect();
         for (sum, &neuron) in sums.iter_mut().zip(&neurons) {
-            matrix.for_each_in_row(neuron, |i, value| *sum += sign(i) * f64::from(value))?;
+            let mut signs = (0..).map(sign);
+            matrix.for_each_in_row(neuron, &all, |value| {
+                *sum += signs.next().unwrap_or(1.0) * f64::from(value);
+            })?;
         }
     } else {
         for row in 0..matrix.rows {
             let sign = sign(row);
-            let mut sampled = sums.iter_mut().zip(&neurons).peekable();
-            matrix.for_each_in_row(row, |column, value| {
-                if let Some((sum, _)) = sampled.next_if(|(_, neuron)| **neuron == column) {
+            let mut sums = sums.iter_mut();
+            matrix.for_each_in_row(row, &neurons, |value| {
+                if let Some(sum) = sums.next() {
                     *sum += sign * f64::from(value);
                 }
             })?;

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
+use rayon::prelude::*;
 use serde::Serialize;
 
 use super::form::{EditForm, Subject, choose};
@@ -156,7 +157,6 @@ impl EditPlan {
     /// # Errors
     /// [`Error::OtherModel`], or a file that cannot be read.
     pub fn check_bytes(&self, bundle: &Bundle) -> Result<(), Error> {
-        use rayon::prelude::*;
         self.edits.par_iter().try_for_each(|edit| {
             let source = super::read::Source::open(&bundle.folder().join(&edit.file))?;
             let mut hasher = Sha256Hasher::default();
@@ -280,17 +280,20 @@ impl<'m> File<'_, 'm> {
                 found: format!("layers {found:?}"),
             });
         }
-        let mut edits = Vec::new();
+        let mut weakened = Vec::new();
         for (layer, mlps) in self.identity.layers.iter().zip(numbered.values()) {
             for mlp in mlps {
                 identity::check_shape(layer, mlp.d_ff, mlp.d_model)
                     .map_err(|mismatch| self.other_model(mismatch))?;
                 if let Some(gates) = gates.get(&layer.layer) {
-                    edits.push(self.edit(layer, mlp, gates)?);
+                    weakened.push((layer, *mlp, gates));
                 }
             }
         }
-        Ok(edits)
+        weakened
+            .into_par_iter()
+            .map(|(layer, mlp, gates)| self.edit(layer, mlp, gates))
+            .collect()
     }
 
     fn edit(

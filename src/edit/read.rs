@@ -120,31 +120,33 @@ impl Matrix {
         Ok(())
     }
 
-    /// Calls `each` with the elements of stored row `row`, by column.
+    /// Calls `each` with the elements of stored row `row` in the columns `wanted`, which ascend.
     pub(super) fn for_each_in_row(
         &self,
         row: usize,
-        mut each: impl FnMut(usize, f32),
+        wanted: &[usize],
+        mut each: impl FnMut(f32),
     ) -> Result<(), Error> {
-        let bytes = self.dtype.bytes(self.columns as u64).unwrap_or(0);
+        let size = self.dtype.bytes(1).unwrap_or(1);
+        let len = size.saturating_mul(self.columns as u64);
+        let start = (row as u64).saturating_mul(len);
         let span = ByteSpan {
-            offset: self
-                .span
-                .offset
-                .saturating_add((row as u64).saturating_mul(bytes)),
-            len: bytes,
+            offset: self.span.offset.saturating_add(start),
+            len,
         };
-        let mut block = Block::with_capacity(short(BLOCK.min(bytes)));
-        let mut column = 0;
+        let mut block = Block::with_capacity(short(BLOCK.min(len)));
+        let mut wanted = wanted.iter().peekable();
         for part in blocks(span) {
             self.source
                 .read_at(part.offset, block.resized(short(part.len)))?;
-            let mut last = 0;
-            block.widened(self.dtype, |index, value| {
-                last = index + 1;
-                each(column + index, value);
-            });
-            column += last;
+            let first = short((part.offset - span.offset) / size);
+            while let Some(value) = wanted
+                .peek()
+                .and_then(|&&column| block.value(self.dtype, column.checked_sub(first)?))
+            {
+                each(value);
+                wanted.next();
+            }
         }
         Ok(())
     }

@@ -34,6 +34,6 @@ pub use file::{load_coefficients, load_plan, save_coefficients, save_plan};
 pub use fixed::FixedSum;
 pub use forward::{Forward, Gates, Sums};
 pub use layers::LayerRange;
-pub use plan::Plan;
+pub use plan::{Plan, PlanSummary};
 pub use rule::{KnowledgeVectorWeakening, Rule, TokenWeights};
 pub use weaken::{Options, Order, Step, weaken};

@@ -1,0 +1,147 @@
+//! Arguments that several verbs share, and what they become.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::printer::Printer;
+use crate::dataset::{Dataset, read_jsonl};
+use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
+use crate::pipeline::{Error, Model};
+use crate::runtime::{self, Device, Engine, locate};
+
+/// How the model is run.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Runtime")]
+pub(super) struct RuntimeArguments {
+    /// Where to run: auto, cpu, cuda or cuda:N. `cuda` fails where it cannot be had; `auto` says why
+    /// it did not take it
+    #[arg(long, default_value = "auto", value_name = "DEVICE")]
+    pub(super) device: Device,
+    /// Threads within an operator; 0: one per physical core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(super) threads: usize,
+    /// The ONNX Runtime library to load (default: found, or fetched with pip)
+    #[arg(long, value_name = "FILE")]
+    pub(super) ort_lib: Option<PathBuf>,
+    /// Never fetch ONNX Runtime
+    #[arg(long)]
+    pub(super) offline: bool,
+}
+
+impl RuntimeArguments {
+    pub(super) fn locate_options(&self) -> Result<locate::Options, Error> {
+        let options = locate::Options::from_env(self.ort_lib.clone(), self.device, self.offline);
+        Ok(options.map_err(runtime::Error::from)?)
+    }
+
+    /// Finds or fetches ONNX Runtime and starts it.
+    pub(super) fn engine(&self, printer: &Printer) -> Result<Engine, Error> {
+        let options = self.locate_options()?;
+        let library =
+            locate::locate(&options, &|line| printer.note(line)).map_err(runtime::Error::from)?;
+        tracing::info!(
+            "ONNX Runtime {} from {}",
+            library.version,
+            library.path.display()
+        );
+        Ok(Engine::start(library, self.device, self.threads)?)
+    }
+}
+
+/// How the forget set is weakened.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Weakening")]
+pub(super) struct WeakenArguments {
+    /// Weakening strength γ. It must fit the number of steps: on the models measured, γ · steps of 7
+    /// to 18 forgets. Default: 10 / steps. (The authors' 0.02 belongs to some hundreds of steps.)
+    #[arg(long, value_name = "GAMMA", value_parser = parse_gamma)]
+    pub(super) gamma: Option<f64>,
+    /// Layers to weaken: an inclusive range like 1-25, one layer, or all
+    #[arg(long, default_value = "all", value_name = "RANGE")]
+    pub(super) layers: LayerRange,
+    /// Passes over the forget set
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(super) epochs: usize,
+    /// Samples per weakening step
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(super) batch_size: usize,
+    /// Order of the forget set: file, or shuffle (drawn anew for each epoch)
+    #[arg(long, default_value = "file", value_name = "ORDER")]
+    pub(super) order: Order,
+    /// Seed of `--order shuffle`
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub(super) seed: u64,
+    /// Give each layer's matrix its old Frobenius norm back after every step
+    #[arg(long)]
+    pub(super) keep_norm: bool,
+}
+
+fn parse_gamma(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(gamma) if gamma.is_finite() && gamma > 0.0 => Ok(gamma),
+        _ => Err("expected a number > 0".into()),
+    }
+}
+
+/// γ · steps where no γ is given: within the 7 to 18 that forgot on the models measured.
+const GAMMA_STEPS: f64 = 10.0;
+
+impl WeakenArguments {
+    /// The rule, for a forget set of this size. Says so where it had to choose γ.
+    pub(super) fn rule(&self, samples: usize, printer: &Printer) -> KnowledgeVectorWeakening {
+        let gamma = self.gamma.unwrap_or_else(|| {
+            let steps = samples.div_ceil(self.batch_size.max(1)) * self.epochs.max(1);
+            let gamma = GAMMA_STEPS / steps.max(1) as f64;
+            printer.note(&format!(
+                "gamma {gamma:.4} (10 / {steps} steps; set it with --gamma)"
+            ));
+            gamma
+        });
+        KnowledgeVectorWeakening { gamma }
+    }
+
+    pub(super) fn options(&self, model: &Model<'_>) -> Result<Options, Error> {
+        let order = match self.order {
+            Order::Shuffle { .. } => Order::Shuffle { seed: self.seed },
+            Order::File => Order::File,
+        };
+        Ok(Options {
+            layers: self.layers,
+            batch_size: self.batch_size,
+            epochs: self.epochs,
+            order,
+            keep_norm: self
+                .keep_norm
+                .then(|| model.column_norms(self.layers))
+                .transpose()?,
+        })
+    }
+}
+
+/// Reads a dataset.
+pub(super) fn dataset(path: &Path) -> Result<Dataset, Error> {
+    Ok(read_jsonl(path)?)
+}
+
+/// Fails early where a file is there and must not be replaced.
+pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), Error> {
+    match path.symlink_metadata() {
+        Ok(_) if !force => Err(crate::files::Error::Exists {
+            path: path.to_owned(),
+        }
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// Says where the model ran, if that may surprise.
+pub(super) fn note_placement(engine: &Engine, printer: &Printer) {
+    if let Some(placement) = engine.placement() {
+        if let Some(note) = placement.note {
+            tracing::info!("running on {}: {note}", placement.device);
+        } else if placement.device != "cpu" {
+            printer.note(&format!("running on {}", placement.device));
+        }
+    }
+}

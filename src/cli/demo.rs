@@ -1,0 +1,144 @@
+//! `kvw demo`.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use include_dir::{Dir, include_dir};
+use serde::{Deserialize, Serialize};
+
+use super::arguments::{RuntimeArguments, WeakenArguments};
+use super::outcome::Outcome;
+use super::printer::Printer;
+use super::unlearn::{Unlearn, Unlearned};
+use crate::files::{RECEIPT, StagedFolder};
+use crate::kvw::Order;
+use crate::pipeline::Error;
+
+/// The whole job on an embedded model, in under a minute
+///
+/// Writes a tiny vision-language model (a Qwen2-VL that was taught 40 fictitious people) and its data
+/// into a folder, makes it forget three of them, proves the edit, and shows what it says before and
+/// after. Nothing needs to be downloaded but ONNX Runtime, if none is found.
+#[derive(Args)]
+pub(super) struct Demo {
+    /// Where model, data and results go
+    #[arg(short, long, default_value = "kvw-demo", value_name = "FOLDER")]
+    output: PathBuf,
+    #[command(flatten)]
+    runtime: RuntimeArguments,
+}
+
+/// Made by `tools/demo`.
+static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/fixtures/demo");
+
+/// What of the embedded folder is written out: the reference results are for tests.
+const WRITTEN: [&str; 2] = ["model", "data"];
+
+/// The sets that are evaluated beside forget and retain.
+const EXTRA_SETS: [&str; 4] = [
+    "forget_text.jsonl",
+    "retain_text.jsonl",
+    "forget_heldout.jsonl",
+    "shapes.jsonl",
+];
+
+/// The parameters that suit this model, found once by `tools/demo/reference.py`.
+#[derive(Deserialize)]
+struct Parameters {
+    gamma: f64,
+    start_layer: usize,
+    end_layer: usize,
+}
+
+#[derive(Serialize)]
+struct Shown {
+    folder: PathBuf,
+    #[serde(flatten)]
+    unlearned: Unlearned,
+}
+
+impl Demo {
+    pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
+        write_embedded(&self.output)?;
+        let parameters: Parameters = serde_json::from_slice(embedded("reference/meta.json")?)?;
+        let data = self.output.join("data");
+        printer.note(&format!(
+            "model and data are in {}; forgetting 3 of 40 people (γ {}, layers {}-{})",
+            self.output.display(),
+            parameters.gamma,
+            parameters.start_layer,
+            parameters.end_layer
+        ));
+        let unlearn = Unlearn {
+            model: self.output.join("model"),
+            forget: data.join("forget.jsonl"),
+            retain: Some(data.join("retain.jsonl")),
+            retain_coefficients: None,
+            output: self.output.join("unlearned"),
+            plan: Some(self.output.join("forget.plan")),
+            eval: EXTRA_SETS.iter().map(|set| data.join(set)).collect(),
+            eval_limit: 60,
+            max_new_tokens: 50,
+            variant: None,
+            force: false,
+            weakening: WeakenArguments {
+                gamma: Some(parameters.gamma),
+                layers: crate::kvw::LayerRange::Inclusive {
+                    start: parameters.start_layer,
+                    end: parameters.end_layer,
+                },
+                epochs: 1,
+                batch_size: 1,
+                order: Order::File,
+                seed: 0,
+                keep_norm: false,
+            },
+            runtime: self.runtime.clone(),
+        };
+        let shown = Shown {
+            folder: self.output.clone(),
+            unlearned: unlearn.job(printer)?,
+        };
+        printer.result("demo", &shown, || self.human(&shown.unlearned))?;
+        Ok(Outcome::Done)
+    }
+
+    fn human(&self, unlearned: &Unlearned) -> String {
+        format!(
+            "{}\nHow to read it: `forget` are the pictures of three people that the model must no longer \
+             know, `retain` those of 37 others. `full name` is what the method's authors measure; `any \
+             name or fact` counts first name, last name, job or town, which is stricter.\n\
+             Prove the edit:  kvw diff {} {}\n",
+            unlearned.human(),
+            unlearned.model.display(),
+            unlearned.output.display()
+        )
+    }
+}
+
+fn embedded(path: &str) -> anyhow::Result<&'static [u8]> {
+    let file = EMBEDDED.get_file(path);
+    Ok(file
+        .ok_or_else(|| anyhow::anyhow!("{path} is not embedded in this build"))?
+        .contents())
+}
+
+/// Writes the embedded model and data to `folder`, in place of an earlier demo.
+fn write_embedded(folder: &Path) -> Result<(), Error> {
+    let staged = StagedFolder::create(folder, true)?;
+    for part in WRITTEN {
+        if let Some(dir) = EMBEDDED.get_dir(part) {
+            write_folder(dir, &staged)?;
+        }
+    }
+    // Marks the folder as this tool's, so that the next demo may replace it.
+    staged.write(RECEIPT, b"{\"tool\": \"kvw\", \"demo\": true}\n")?;
+    Ok(staged.commit()?)
+}
+
+fn write_folder(dir: &Dir<'_>, staged: &StagedFolder) -> Result<(), Error> {
+    for file in dir.files() {
+        staged.write(&file.path().to_string_lossy(), file.contents())?;
+    }
+    dir.dirs().try_for_each(|dir| write_folder(dir, staged))
+}

@@ -1,0 +1,128 @@
+//! The one place that prints.
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use anstyle::{AnsiColor, Style};
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
+
+use super::outcome;
+
+/// How results are printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(super) enum Format {
+    /// For people.
+    Human,
+    /// One JSON object with a `schema_version`.
+    Json,
+}
+
+/// Version of the JSON that the verbs print.
+const SCHEMA_VERSION: u32 = 1;
+
+pub(super) struct Printer {
+    format: Format,
+}
+
+impl Printer {
+    pub(super) fn new(format: Format) -> Printer {
+        Printer { format }
+    }
+
+    /// Prints a verb's result on standard output. A reader that has gone away is not an error.
+    pub(super) fn result(
+        &self,
+        verb: &str,
+        value: &impl Serialize,
+        human: impl FnOnce() -> String,
+    ) -> anyhow::Result<()> {
+        #[derive(Serialize)]
+        struct Versioned<'a, T> {
+            schema_version: u32,
+            verb: &'a str,
+            #[serde(flatten)]
+            value: &'a T,
+        }
+        let mut text = match self.format {
+            Format::Human => human(),
+            Format::Json => {
+                let versioned = Versioned {
+                    schema_version: SCHEMA_VERSION,
+                    verb,
+                    value,
+                };
+                serde_json::to_string_pretty(&versioned)?
+            }
+        };
+        if !text.ends_with('\n') {
+            text.push('\n');
+        }
+        match anstream::stdout().write_all(text.as_bytes()) {
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// A line on standard error. Nothing can be done where that fails.
+    pub(super) fn note(&self, line: &str) {
+        let _ = writeln!(anstream::stderr(), "{line}");
+    }
+
+    /// An error, its causes and hints, on standard error.
+    pub(super) fn error(&self, error: &anyhow::Error) {
+        let red = Style::new().bold().fg_color(Some(AnsiColor::Red.into()));
+        let cyan = Style::new().bold().fg_color(Some(AnsiColor::Cyan.into()));
+        let mut lines = format!("{red}error{red:#}: {error}\n");
+        for cause in error.chain().skip(1) {
+            lines += &format!("  caused by: {cause}\n");
+        }
+        for hint in outcome::hints(error) {
+            lines += &format!("{cyan}hint{cyan:#}: {hint}\n");
+        }
+        let _ = anstream::stderr().write_all(lines.as_bytes());
+    }
+
+    /// A progress bar on standard error; silent where that is no terminal.
+    pub(super) fn progress(&self, what: &str, total: usize) -> Progress {
+        let bar = ProgressBar::new(total as u64);
+        if !io::stderr().is_terminal() {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        if let Ok(style) = ProgressStyle::with_template("{msg:24} {bar:40} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        bar.set_message(what.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(200));
+        Progress(bar)
+    }
+}
+
+/// A progress bar that goes away when it is dropped.
+pub(super) struct Progress(ProgressBar);
+
+impl Progress {
+    pub(super) fn at(&self, done: usize) {
+        self.0.set_position(done as u64);
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.0.finish_and_clear();
+    }
+}
+
+/// A table without lines, as wide as it needs.
+pub(super) fn table(header: &[&str], rows: impl IntoIterator<Item = Vec<String>>) -> String {
+    let mut table = Table::new();
+    table
+        .load_preset(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled);
+    table.set_header(header.to_vec());
+    for row in rows {
+        table.add_row(row);
+    }
+    table.trim_fmt()
+}
