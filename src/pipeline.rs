@@ -375,9 +375,10 @@ pub fn compare(
 }
 
 /// How far logits may move, relative to the largest, when each weight was rounded once more in its
-/// own type. Rounding errors are 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16) of a weight, spread over
-/// a sum of thousands of terms and some tens of layers; the factors are those of EXPERIMENTS in
-/// `docs/formats.md`, with a margin of ten.
+/// own type. Rounding is 2⁻²⁴ (float32), 2⁻¹¹ (float16), 2⁻⁸ (bfloat16) of a weight, and the activations
+/// between the layers are rounded in the same type; the bounds are some 20 times that (float32: some
+/// thousand times, because sums of thousands of terms are also ordered differently). An edit that is
+/// wrong moves logits by whole units.
 fn tolerance(data_type: crate::onnx::DataType) -> f64 {
     use crate::onnx::DataType;
     match data_type {
@@ -393,6 +394,7 @@ fn tolerance(data_type: crate::onnx::DataType) -> f64 {
 /// An image of the dataset cannot be read.
 pub fn provenance(
     model: &Model<'_>,
+    identity: &ModelIdentity,
     engine: &Engine,
     data: &[(&str, &Dataset)],
 ) -> Result<serde_json::Value, Error> {
@@ -409,7 +411,7 @@ pub fn provenance(
         );
     }
     Ok(serde_json::json!({
-        "model": model.identity()?,
+        "model": identity,
         "family": model.bundle.family(),
         "decoder": model.decoder_path(),
         "data": sets,
@@ -429,17 +431,17 @@ pub fn identity_in(path: &Path, provenance: &serde_json::Value) -> Result<ModelI
     })
 }
 
-/// Checks that the file `path`, with this provenance, was made for `model`.
+/// Checks that the file `path`, with this provenance, was made for the model of `identity`.
 ///
 /// # Errors
 /// It was not, or does not say.
 pub fn check_identity(
     path: &Path,
     provenance: &serde_json::Value,
-    model: &Model<'_>,
+    identity: &ModelIdentity,
 ) -> Result<(), Error> {
     let expected = identity_in(path, provenance)?;
-    edit::check(&expected, &model.identity()?)
+    edit::check(&expected, identity)
         .map(|_| ())
         .map_err(|source| Error::OtherModel {
             path: path.to_owned(),

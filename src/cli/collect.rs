@@ -74,7 +74,8 @@ impl Collect {
             },
         )?;
         drop(progress);
-        let provenance = provenance(&model, &engine, &[("retain", &data)])?;
+        let identity = model.identity()?;
+        let provenance = provenance(&model, &identity, &engine, &[("retain", &data)])?;
         kvw::save_coefficients(&self.output, &coefficients, provenance, self.force)
             .map_err(Error::from)?;
         let collected = Collected {

@@ -98,7 +98,7 @@ impl Eval {
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
         let (mut decoder, gates) = match &plan {
             Some((path, (plan, provenance))) => {
-                check_identity(path, provenance, &model)?;
+                check_identity(path, provenance, &model.identity()?)?;
                 let decoder = model.decoder(LayerRange::All, Outputs::Model, forwards)?;
                 (decoder, gates_of(plan))
             }

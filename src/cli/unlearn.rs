@@ -16,7 +16,7 @@ use super::printer::{Printer, table};
 use super::weaken::describe;
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
-use crate::edit::{self, EditPlan};
+use crate::edit::{self, EditPlan, ModelIdentity};
 use crate::eval::evaluate;
 use crate::eval::text::{Metric, Summary};
 use crate::graph::Outputs;
@@ -164,9 +164,15 @@ impl Unlearn {
         {
             model.check_samples(&set.samples)?;
         }
-        let (plan, provenance) =
-            self.plan(printer, &engine, &mut model, &forget, retain.as_ref())?;
-        let identity = crate::pipeline::identity_in(&self.output, &provenance)?;
+        let identity = model.identity()?;
+        let plan = self.weaken(printer, &identity, &mut model, &forget, retain.as_ref())?;
+        note_placement(&engine, printer);
+        let data = [("forget", Some(&forget)), ("retain", retain.as_ref())];
+        let data: Vec<_> = data
+            .into_iter()
+            .filter_map(|(name, set)| Some((name, set?)))
+            .collect();
+        let provenance = provenance(&model, &identity, &engine, &data)?;
         let edits = EditPlan::new(&bundle, &plan.gates, &identity).map_err(Error::from)?;
         let sets: Vec<&Dataset> = [Some(&forget), retain.as_ref()]
             .into_iter()
@@ -224,26 +230,25 @@ impl Unlearn {
     }
 
     /// Collects (unless that was done before) and weakens, on one session.
-    fn plan(
+    fn weaken(
         &self,
         printer: &Printer,
-        engine: &Engine,
+        identity: &ModelIdentity,
         model: &mut Model<'_>,
         forget: &Dataset,
         retain: Option<&Dataset>,
-    ) -> anyhow::Result<(Plan, serde_json::Value)> {
+    ) -> anyhow::Result<Plan> {
         let rule = self.weakening.rule(forget.samples.len(), printer);
         let options = self.weakening.options(model)?;
         let steps = forget.samples.len() * self.weakening.epochs;
         let forwards = steps + retain.map_or(0, |retain| retain.samples.len());
         let outputs = Outputs::Sums(rule.moment());
         let mut decoder = model.decoder(self.weakening.layers, outputs, forwards)?;
-        note_placement(engine, printer);
         let coefficients = match (&self.retain_coefficients, retain) {
             (Some(path), _) => {
                 let (coefficients, provenance) =
                     kvw::load_coefficients(path).map_err(Error::from)?;
-                check_identity(path, &provenance, model)?;
+                check_identity(path, &provenance, identity)?;
                 coefficients
             }
             (None, Some(retain)) => collect(printer, model, &mut decoder, &rule, &retain.samples)?,
@@ -261,11 +266,7 @@ impl Unlearn {
                 progress.at(step.index + 1);
             },
         )?;
-        let data: Vec<(&str, &Dataset)> = [("forget", Some(forget)), ("retain", retain)]
-            .into_iter()
-            .filter_map(|(name, set)| Some((name, set?)))
-            .collect();
-        Ok((plan, provenance(model, engine, &data)?))
+        Ok(plan)
     }
 }
 

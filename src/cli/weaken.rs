@@ -71,7 +71,8 @@ impl Weaken {
         let engine = self.runtime.engine(printer)?;
         let steps = forget.samples.len() * self.weakening.epochs;
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, steps)?;
-        check_identity(&self.retain_coefficients, &retain_provenance, &model)?;
+        let identity = model.identity()?;
+        check_identity(&self.retain_coefficients, &retain_provenance, &identity)?;
         let rule = self.weakening.rule(forget.samples.len(), printer);
         let options = self.weakening.options(&model)?;
         let outputs = Outputs::Sums(rule.moment());
@@ -89,7 +90,7 @@ impl Weaken {
             },
         )?;
         drop(progress);
-        let mut provenance = provenance(&model, &engine, &[("forget", &forget)])?;
+        let mut provenance = provenance(&model, &identity, &engine, &[("forget", &forget)])?;
         if let (Some(plan), Some(retain)) = (
             provenance.get_mut("data"),
             retain_provenance.pointer("/data/retain"),

@@ -113,6 +113,9 @@ pub fn apply(
     apply_if(bundle, plan, out, options, progress, &mut |_| Ok(()))
 }
 
+/// Judges a staged folder: an error keeps it from appearing.
+pub type Accept<'a> = dyn FnMut(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
+
 /// As [`apply`], but asks `accept` before the folder appears: it is shown the staged folder, whole
 /// but for its receipt, may run it and add files, and where it says no nothing is left at `out`.
 ///
@@ -124,7 +127,7 @@ pub fn apply_if(
     out: &Path,
     options: &Options,
     progress: &(dyn Fn(Progress) + Sync),
-    accept: &mut dyn FnMut(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>>,
+    accept: &mut Accept<'_>,
 ) -> Result<Receipt, Error> {
     let tree = bundle.tree();
     let previous = Receipt::of(tree)?;

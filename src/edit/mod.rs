@@ -29,7 +29,7 @@ pub mod receipt;
 mod scale;
 mod verify;
 
-pub use apply::{Options, Progress, Stage, apply, apply_if};
+pub use apply::{Accept, Options, Progress, Stage, apply, apply_if};
 pub use diff::{DiffReport, diff};
 pub use error::Error;
 pub use form::EditForm;

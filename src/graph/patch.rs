@@ -45,7 +45,7 @@ pub fn sum_name(layer: usize) -> String {
 }
 
 /// Name of the added output that holds the raw hidden activation of `layer`:
-/// `[B, T, d_ff]` (or `[B·T, d_ff]`, as the graph has it) in the model's own type.
+/// float32 `[B, T, d_ff]`, or `[B·T, d_ff]` where the graph has it so.
 pub fn hidden_name(layer: usize) -> String {
     format!("kvw.layers.{layer}.hidden")
 }
@@ -84,7 +84,9 @@ struct Tap {
     input_position: usize,
     hidden: String,
     d_ff: i64,
-    data_type: DataType,
+    /// Type of the hidden activation, where the weight's tells it. A quantized weight's neighbours may
+    /// be float32 or float16.
+    data_type: Option<DataType>,
 }
 
 impl Patch {
@@ -120,12 +122,10 @@ impl Patch {
                 return Err(fail(Some(layer), "it stands in a subgraph"));
             }
             let data_type = model.data_type(down.weight.tensor)?;
-            // A quantized weight multiplies a float32 activation unless its neighbours say else.
-            let data_type = if data_type.is_scalable_float() {
-                data_type
-            } else {
-                DataType::FLOAT
-            };
+            let data_type = data_type.is_scalable_float().then_some(data_type);
+            if data_type.is_none() && model.opset() < CAST_LIKE {
+                return Err(fail(Some(layer), "the type of its activation is not known"));
+            }
             taps.push(Tap {
                 layer,
                 node: site.down.id,
@@ -237,7 +237,7 @@ impl Patch {
                 nodes.push(self.reduce_sum(&name("weighted"), &sum_name(tap.layer)));
             }
             Outputs::Hidden => {
-                nodes.push(node("Identity", &[&tap.hidden], &hidden_name(tap.layer)));
+                nodes.push(cast(&tap.hidden, &hidden_name(tap.layer), DataType::FLOAT));
             }
             Outputs::Model => {}
         }
@@ -247,7 +247,7 @@ impl Patch {
             &[Some(tap.d_ff)],
         ));
         let gated = name("gated");
-        if tap.data_type == DataType::FLOAT {
+        if tap.data_type == Some(DataType::FLOAT) {
             nodes.push(node("Mul", &[&tap.hidden, &gate_name(tap.layer)], &gated));
         } else {
             // The gate stays float32: rounded to float16 it would lose small gates, and the product
@@ -258,7 +258,10 @@ impl Patch {
                 &[&name("hidden_float"), &gate_name(tap.layer)],
                 &name("gated_float"),
             ));
-            nodes.push(cast(&name("gated_float"), &gated, tap.data_type));
+            nodes.push(match tap.data_type {
+                Some(data_type) => cast(&name("gated_float"), &gated, data_type),
+                None => node("CastLike", &[&name("gated_float"), &tap.hidden], &gated),
+            });
         }
         gated
     }
@@ -288,7 +291,7 @@ impl Patch {
             .map(|tap| match self.outputs {
                 Outputs::Hidden => ValueInfoProto {
                     name: Some(hidden_name(tap.layer)),
-                    r#type: Some(tensor_type(tap.data_type, None)),
+                    r#type: Some(tensor_type(DataType::FLOAT, None)),
                     ..Default::default()
                 },
                 _ => value_info(&sum_name(tap.layer), DataType::FLOAT, &[Some(tap.d_ff)]),
@@ -310,6 +313,9 @@ impl std::fmt::Display for Patch {
         Ok(())
     }
 }
+
+/// The first opset with `CastLike`.
+const CAST_LIKE: i64 = 15;
 
 fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {

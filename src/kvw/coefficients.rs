@@ -66,7 +66,7 @@ impl Coefficients {
             })?;
             for (neuron, (total, &value)) in total.sums.iter_mut().zip(found).enumerate() {
                 let value = f64::from(value);
-                *total = total.add(value).ok_or_else(|| Error::NonFinite {
+                *total = total.plus(value).ok_or_else(|| Error::NonFinite {
                     samples: names.to_owned(),
                     layer,
                     neuron,
@@ -76,7 +76,7 @@ impl Coefficients {
         }
         self.weight = self
             .weight
-            .add(sums.weight)
+            .plus(sums.weight)
             .ok_or_else(|| Error::NoAnswerToken {
                 samples: names.to_owned(),
             })?;

@@ -424,7 +424,7 @@ mod tests {
     }
 
     fn coefficients() -> Coefficients {
-        let sum = |value: f64| FixedSum::default().add(value).unwrap();
+        let sum = |value: f64| FixedSum::default().plus(value).unwrap();
         Coefficients {
             moment: Moment::Absolute,
             layers: BTreeMap::from([(

@@ -15,7 +15,7 @@ const ONE: f64 = (1u64 << 60) as f64;
 impl FixedSum {
     /// Adds `value`; `None` where it is not finite, beyond ±2⁶⁰, or the sum overflows.
     #[must_use]
-    pub fn add(self, value: f64) -> Option<FixedSum> {
+    pub fn plus(self, value: f64) -> Option<FixedSum> {
         if !value.is_finite() || value.abs() > ONE {
             return None;
         }
@@ -57,7 +57,7 @@ mod tests {
     fn sum(values: &[f64]) -> FixedSum {
         values
             .iter()
-            .fold(FixedSum::default(), |sum, &value| sum.add(value).unwrap())
+            .fold(FixedSum::default(), |sum, &value| sum.plus(value).unwrap())
     }
 
     proptest! {
@@ -75,13 +75,13 @@ mod tests {
 
         #[test]
         fn words_hold_the_whole_sum(value in -1e17f64..1e17) {
-            let sum = FixedSum::default().add(value).unwrap();
+            let sum = FixedSum::default().plus(value).unwrap();
             prop_assert_eq!(FixedSum::from_words(sum.to_words()), sum);
         }
 
         #[test]
         fn a_float32_sum_is_exact_to_the_grid(value in 1e-6f32..1e12) {
-            let sum = FixedSum::default().add(f64::from(value)).unwrap();
+            let sum = FixedSum::default().plus(f64::from(value)).unwrap();
             prop_assert!((sum.value() - f64::from(value)).abs() <= 2f64.powi(-61));
         }
     }
@@ -89,7 +89,7 @@ mod tests {
     #[test]
     fn what_is_not_finite_or_too_large_is_refused() {
         for value in [f64::NAN, f64::INFINITY, 2f64.powi(61)] {
-            assert_eq!(FixedSum::default().add(value), None);
+            assert_eq!(FixedSum::default().plus(value), None);
         }
     }
 }

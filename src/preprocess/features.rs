@@ -7,12 +7,17 @@ use ndarray::{Array2, Array3, ArrayView2};
 
 use super::{Error, ImageInputs, ImageKey};
 
-/// The features of every image seen so far. The vision encoder does not depend on the gates, so one
-/// run of it per image serves a whole job.
+/// The features of the images seen so far. The vision encoder does not depend on the gates, so one run
+/// of it per image serves a whole job; a job with more than [`MAX_BYTES`] of features starts over with
+/// an empty cache whenever that is full.
 #[derive(Debug, Default)]
 pub struct FeatureCache {
     by_key: HashMap<ImageKey, Array2<f32>>,
+    bytes: usize,
 }
+
+/// Memory that cached features may take, in bytes: some 600 images of a 2 B model.
+const MAX_BYTES: usize = 1 << 30;
 
 impl FeatureCache {
     /// The features `[N, D]` of an image: those kept under its key, or what `encode` (the vision
@@ -25,9 +30,17 @@ impl FeatureCache {
         image: &ImageInputs,
         encode: impl FnOnce(&ImageInputs) -> Result<Array2<f32>, E>,
     ) -> Result<&Array2<f32>, E> {
+        if self.bytes > MAX_BYTES && !self.by_key.contains_key(&image.key) {
+            self.by_key.clear();
+            self.bytes = 0;
+        }
         match self.by_key.entry(image.key) {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
-            Entry::Vacant(entry) => Ok(entry.insert(encode(image)?)),
+            Entry::Vacant(entry) => {
+                let features = encode(image)?;
+                self.bytes += features.len() * size_of::<f32>();
+                Ok(entry.insert(features))
+            }
         }
     }
 

@@ -209,10 +209,7 @@ impl Decoder {
             model: model.clone(),
             source,
         })?;
-        let logits = outputs
-            .get(LOGITS)
-            .map(|value| (to_floats(value), model.clone()));
-        rows_of(&model, logits.map(|(logits, _)| logits))
+        rows_of(&model, outputs.get(LOGITS))
     }
 
     /// Runs a prompt and keeps the cache: the logits of its last token `[vocabulary]`, and the cache.
@@ -265,7 +262,7 @@ impl Decoder {
             model: model.clone(),
             source,
         })?;
-        let logits = rows_of(&model, outputs.get(LOGITS).map(to_floats))?;
+        let logits = rows_of(&model, outputs.get(LOGITS))?;
         let last = logits
             .axis_iter(Axis(0))
             .next_back()
@@ -457,17 +454,14 @@ fn position_ids(
 }
 
 /// Logits `[1, T, V]` as `[T, V]`.
-fn rows_of(
-    model: &Path,
-    logits: Option<Result<(Vec<usize>, Vec<f32>), ort::Error>>,
-) -> Result<Array2<f32>, Error> {
+fn rows_of(model: &Path, logits: Option<&DynValue>) -> Result<Array2<f32>, Error> {
     let interface = |found: String| Error::Interface {
         model: model.to_owned(),
         expected: "an output logits [1, T, vocabulary]".into(),
         found,
     };
     let logits = logits.ok_or_else(|| interface("no such output".into()))?;
-    let (shape, data) = logits.map_err(|source| Error::Run {
+    let (shape, data) = to_floats(logits).map_err(|source| Error::Run {
         model: model.to_owned(),
         source,
     })?;

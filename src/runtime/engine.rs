@@ -36,7 +36,8 @@ pub struct Engine {
     library: Located,
     device: Device,
     threads: usize,
-    placement: Mutex<Option<Placement>>,
+    /// Where the session opened last runs, and whether its weights are prepacked.
+    opened: Mutex<Option<(Placement, bool)>>,
 }
 
 impl Engine {
@@ -53,7 +54,7 @@ impl Engine {
             library,
             device,
             threads,
-            placement: Mutex::new(None),
+            opened: Mutex::new(None),
         })
     }
 
@@ -64,19 +65,24 @@ impl Engine {
 
     /// Where sessions run, once one was opened.
     pub fn placement(&self) -> Option<Placement> {
-        self.placement
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        opened.as_ref().map(|(placement, _)| placement.clone())
     }
 
-    /// What a result depends on, for receipts: version, device, threads.
+    /// What a result's last bits depend on, for receipts: version, device, threads, and whether the
+    /// session opened last has prepacked weights.
     pub fn describe(&self) -> serde_json::Value {
+        let opened = self.opened.lock().unwrap_or_else(PoisonError::into_inner);
+        let (device, prepacked) = match &*opened {
+            Some((placement, prepacked)) => (placement.device.clone(), Some(*prepacked)),
+            None => (self.device.to_string(), None),
+        };
         serde_json::json!({
             "onnxruntime": self.library.version.to_string(),
-            "device": self.placement().map_or_else(|| self.device.to_string(), |p| p.device),
+            "device": device,
             "threads": self.threads,
             "graph_optimization_level": "all",
+            "prepacked": prepacked,
         })
     }
 
@@ -89,13 +95,12 @@ impl Engine {
             model: model.to_owned(),
             source,
         };
-        let mut builder = self.builder(graph, work).map_err(session)?;
+        let Work::Forwards(forwards) = work;
+        let prepack = forwards >= PREPACK_FROM && fits_twice(graph);
+        let mut builder = self.builder(prepack).map_err(session)?;
         let placement;
         (builder, placement) = self.device.apply(builder, &self.library)?;
-        *self
-            .placement
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(placement);
+        *self.opened.lock().unwrap_or_else(PoisonError::into_inner) = Some((placement, prepack));
         if self.library.version >= EXTERNAL_DATA_FOLDER {
             let folder = graph.folder.to_string_lossy();
             return builder
@@ -118,9 +123,7 @@ impl Engine {
             .map_err(session)
     }
 
-    fn builder(&self, graph: &SessionModel, work: Work) -> Result<SessionBuilder, ort::Error> {
-        let Work::Forwards(forwards) = work;
-        let prepack = forwards >= PREPACK_FROM && fits_twice(graph);
+    fn builder(&self, prepack: bool) -> Result<SessionBuilder, ort::Error> {
         let mut builder = Session::builder(&self.environment)?
             .with_optimization_level(GraphOptimizationLevel::All)?
             .with_prepacking(prepack)?;
@@ -131,19 +134,20 @@ impl Engine {
     }
 }
 
-/// Whether the prepacked copy of the weights fits into free memory beside the mapped ones.
+/// Whether the prepacked copy of the weights fits into this machine's memory beside the mapped ones.
+/// Asks for the machine's memory, not for what is free now: the same job must take the same path.
 fn fits_twice(graph: &SessionModel) -> bool {
     let weights: u64 = graph
         .files
         .iter()
         .filter_map(|file| Some(file.metadata().ok()?.len()))
         .sum();
-    let available = std::fs::read_to_string("/proc/meminfo")
+    let total = std::fs::read_to_string("/proc/meminfo")
         .ok()
         .and_then(|text| {
             let line = text
                 .lines()
-                .find_map(|line| line.strip_prefix("MemAvailable:"))?;
+                .find_map(|line| line.strip_prefix("MemTotal:"))?;
             line.trim()
                 .strip_suffix("kB")?
                 .trim()
@@ -151,7 +155,7 @@ fn fits_twice(graph: &SessionModel) -> bool {
                 .ok()?
                 .checked_mul(1024)
         });
-    available.is_none_or(|available| weights.saturating_mul(2) < available)
+    total.is_none_or(|total| weights.saturating_mul(3) < total)
 }
 
 /// The first version that takes the folder of external data as an option.

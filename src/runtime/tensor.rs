@@ -20,7 +20,7 @@ impl Port {
         match outlet.dtype() {
             ValueType::Tensor { ty, shape, .. } => Some(Port {
                 name: outlet.name().to_owned(),
-                element: ty.clone(),
+                element: *ty,
                 dims: shape.to_vec(),
             }),
             _ => None,
