@@ -121,9 +121,9 @@ fn run() -> MutexGuard<'static, Run> {
             let outputs = || Outputs::Sums(Moment::Absolute);
             let mut decoder = model.decoder(LayerRange::All, outputs(), 320).unwrap();
             let set = samples("retain");
-            let collected = model.collect(&mut decoder, Moment::Absolute, &set, 1, |_| {});
-            let retain = collected.unwrap();
             let rule = KnowledgeVectorWeakening { gamma };
+            let collected = model.collect(&mut decoder, &rule, &set, 1, |_| {});
+            let retain = collected.unwrap();
             let options = Options {
                 layers,
                 batch_size: 1,

@@ -4,8 +4,9 @@
 //! planned ranges scaled, everything else byte for byte, and a [`Receipt`].
 //!
 //! 1. refuse what cannot end well: no room, output inside input, the same plan applied before;
-//! 2. copy every file (blocks shared where the file system can) into a staging folder;
-//! 3. patch the planned ranges there, block by block, hashing what was there before;
+//! 2. copy every file into a staging folder: blocks shared where the file system can, else all bytes
+//!    but the planned ranges;
+//! 3. at the same time write the planned ranges there, scaled, block by block, hashing what they were;
 //! 4. verify: compute the ranges again from the *input* and compare with what the staged files hold;
 //! 5. write the receipt, sync, rename.
 //!
@@ -25,7 +26,7 @@ use super::receipt::{EditedFile, EditedRange, Receipt, SCHEMA_VERSION};
 use super::scale::{Block, NotFinite};
 use super::verify::verify;
 use crate::bundle::{Bundle, Entry, Tree};
-use crate::files::{PatchTarget, RECEIPT, Sha256, Sha256Hasher, StagedFolder};
+use crate::files::{BegunCopy, Method, PatchTarget, RECEIPT, Sha256, Sha256Hasher, StagedFolder};
 
 /// How a plan is applied.
 #[derive(Clone, Debug, Default)]
@@ -134,11 +135,18 @@ pub fn apply_if(
     check_output(bundle, out)?;
     let mut staged = StagedFolder::create(out, options.force)?;
     staged.require_space(tree.bytes())?;
-    copy(tree, &staged, progress)?;
 
     let by_file = by_file(tree, plan)?;
-    let meter = Meter::new(Stage::Patch, plan.bytes(), progress);
-    let before = patch(&by_file, &staged, &meter)?;
+    let copies = begin_copies(tree, &staged)?;
+    let (copied, before) = rayon::join(
+        || copy(&copies, &by_file, progress),
+        || {
+            let meter = Meter::new(Stage::Patch, plan.bytes(), progress);
+            patch(&by_file, &copies, &staged, &meter)
+        },
+    );
+    copied?;
+    let before = before?;
     // The disk works while the processor verifies.
     for (entry, _) in &by_file {
         staged.seal(&entry.relative)?;
@@ -232,33 +240,53 @@ fn absolute(out: &Path) -> PathBuf {
     }
 }
 
-fn copy(
-    tree: &Tree,
+/// Every file of the output, with its length.
+fn begin_copies<'t>(
+    tree: &'t Tree,
     staged: &StagedFolder,
+) -> Result<Vec<(&'t Entry, BegunCopy)>, Error> {
+    tree.entries()
+        .filter(|entry| entry.relative != RECEIPT)
+        .map(|entry| {
+            let copy = staged.begin_copy(&entry.path, &entry.relative)?;
+            match copy.copied().bytes == entry.len {
+                true => Ok((entry, copy)),
+                false => Err(Error::Changed {
+                    file: entry.relative.clone(),
+                    expected: entry.len,
+                    found: copy.copied().bytes,
+                }),
+            }
+        })
+        .collect()
+}
+
+/// Copies what is not planned.
+fn copy(
+    copies: &[(&Entry, BegunCopy)],
+    files: &[FileEdits<'_>],
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<(), Error> {
-    let meter = Meter::new(Stage::Copy, tree.bytes(), progress);
-    let entries: Vec<&Entry> = tree
-        .entries()
-        .filter(|entry| entry.relative != RECEIPT)
-        .collect();
-    entries.par_iter().try_for_each(|entry| {
-        let copied = staged.copy(&entry.path, &entry.relative)?;
-        meter.add(copied.bytes);
-        match copied.bytes == entry.len {
-            true => Ok(()),
-            false => Err(Error::Changed {
-                file: entry.relative.clone(),
-                expected: entry.len,
-                found: copied.bytes,
-            }),
-        }
+    let total = copies.iter().map(|(entry, _)| entry.len).sum();
+    let meter = Meter::new(Stage::Copy, total, progress);
+    copies.par_iter().try_for_each(|(entry, copy)| {
+        let edits = files
+            .iter()
+            .filter(|(edited, _)| edited.relative == entry.relative)
+            .flat_map(|(_, edits)| edits);
+        let holes: Vec<_> = edits
+            .map(|edit| edit.span.offset..edit.span.offset.saturating_add(edit.span.len))
+            .collect();
+        copy.fill_around(&holes)?;
+        meter.add(entry.len);
+        Ok(())
     })
 }
 
-/// Scales the planned ranges of the staged copies. Returns the digests of what was there before.
+/// Writes the planned ranges of the staged copies. Returns the digests of what the input has there.
 fn patch(
     files: &[FileEdits<'_>],
+    copies: &[(&Entry, BegunCopy)],
     staged: &StagedFolder,
     meter: &Meter<'_>,
 ) -> Result<Vec<Vec<Sha256>>, Error> {
@@ -266,9 +294,14 @@ fn patch(
         .par_iter()
         .map(|(entry, edits)| {
             let target = staged.patch(&entry.relative)?;
+            let source = source(entry)?;
+            let shared = copies
+                .iter()
+                .find(|(copied, _)| copied.relative == entry.relative)
+                .is_some_and(|(_, copy)| copy.copied().method == Method::Reflink);
             edits
                 .par_iter()
-                .map(|edit| patch_tensor(edit, &target, meter))
+                .map(|edit| patch_tensor(edit, &source, &target, shared, meter))
                 .collect()
         })
         .collect()
@@ -276,15 +309,18 @@ fn patch(
 
 fn patch_tensor(
     edit: &TensorEdit,
+    source: &Source,
     target: &PatchTarget,
+    shared: bool,
     meter: &Meter<'_>,
 ) -> Result<Sha256, Error> {
     let mut hasher = Sha256Hasher::default();
     let mut block = Block::with_capacity(short(BLOCK.min(edit.span.len)));
     for part in blocks(edit.span) {
-        target.read_at(part.offset, block.resized(short(part.len)))?;
+        source.read_at(part.offset, block.resized(short(part.len)))?;
         hasher.update(block.bytes());
-        if scale(edit, part.offset, &mut block)? {
+        // A block with gates of 1 is in a copy with shared blocks already, in any other not yet.
+        if scale(edit, part.offset, &mut block)? || !shared {
             target.write_at(part.offset, block.bytes())?;
         }
         meter.add(part.len);

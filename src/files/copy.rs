@@ -7,6 +7,7 @@
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
@@ -41,65 +42,120 @@ pub struct Copied {
 /// [`Error::NotRegular`] for a folder, pipe or device; [`Error::Exists`], [`Error::DiskFull`],
 /// [`Error::Io`]. After an error no file is left at `dest` unless it was there before.
 pub fn copy_file(source: &Path, dest: &Path) -> Result<Copied, Error> {
-    let (from, metadata) = open_regular(source)?;
-    let mode = (metadata.mode() & 0o777) | 0o200;
-    let to = match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(mode)
-        .open(dest)
-    {
-        Ok(file) => file,
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
-            return Err(Error::Exists {
-                path: dest.to_owned(),
-            });
-        }
-        Err(e) => return Err(Error::io("create", dest)(e)),
-    };
-    let copied = fill(&from, &to, dest, metadata.len()).and_then(|copied| {
-        // The umask was applied at creation; the source's mode is wanted.
-        to.set_permissions(Permissions::from_mode(mode))
-            .map_err(Error::io("set mode of", dest))?;
-        Ok(copied)
-    });
-    if copied.is_err() {
+    let copy = BegunCopy::begin(source, dest)?;
+    if let Err(e) = copy.fill_around(&[]) {
         // The first error is the one to report; what remains lies in a staging folder anyway.
         let _ = std::fs::remove_file(dest);
+        return Err(e);
     }
-    copied
+    Ok(copy.copied())
 }
 
-fn fill(from: &File, to: &File, dest: &Path, len: u64) -> Result<Copied, Error> {
-    if reflink_copy::reflink_file(from, to).is_ok() {
-        return Ok(Copied {
-            bytes: len,
-            method: Method::Reflink,
-        });
+/// A copy that has its length, and either all its bytes (shared blocks) or none yet (zeros).
+#[derive(Debug)]
+pub struct BegunCopy {
+    from: File,
+    to: File,
+    dest: PathBuf,
+    copied: Copied,
+}
+
+impl BegunCopy {
+    /// Begins to copy `source` to `dest`, as [`copy_file`] does.
+    ///
+    /// # Errors
+    /// Those of [`copy_file`].
+    pub fn begin(source: &Path, dest: &Path) -> Result<Self, Error> {
+        let (from, metadata) = open_regular(source)?;
+        let mode = (metadata.mode() & 0o777) | 0o200;
+        let to = match OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(mode)
+            .open(dest)
+        {
+            Ok(file) => file,
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::Exists {
+                    path: dest.to_owned(),
+                });
+            }
+            Err(e) => return Err(Error::io("create", dest)(e)),
+        };
+        let bytes = metadata.len();
+        let begun = || {
+            // The umask was applied at creation; the source's mode is wanted.
+            to.set_permissions(Permissions::from_mode(mode))
+                .map_err(Error::io("set mode of", dest))?;
+            if reflink_copy::reflink_file(&from, &to).is_ok() {
+                return Ok(Method::Reflink);
+            }
+            to.set_len(bytes).map_err(Error::io("write", dest))?;
+            Ok(Method::Copied)
+        };
+        match begun() {
+            Ok(method) => Ok(BegunCopy {
+                from,
+                to,
+                dest: dest.to_owned(),
+                copied: Copied { bytes, method },
+            }),
+            Err(e) => {
+                let _ = std::fs::remove_file(dest);
+                Err(e)
+            }
+        }
     }
-    // Not `copy_file_range`: on ext4 it was seen to move 2 kB a call. Nor several threads: writers of
-    // one file wait for one another there.
-    let mut block = vec![0; BLOCK];
-    let mut at = 0;
-    while at < len {
-        let wanted = usize::try_from(len - at).map_or(BLOCK, |left| left.min(BLOCK));
-        let bytes = block.get_mut(..wanted).unwrap_or_default();
-        from.read_exact_at(bytes, at)
-            .map_err(Error::io("read the source of", dest))?;
-        to.write_all_at(bytes, at)
-            .map_err(Error::io("write", dest))?;
-        at += bytes.len() as u64;
+
+    /// The length, and how the bytes come to the new file.
+    pub fn copied(&self) -> Copied {
+        self.copied
     }
-    let now = from.metadata().map_err(Error::io("read", dest))?.len();
-    if now != len {
-        let changed =
-            io::Error::other(format!("{now} bytes, {len} before: the source has changed"));
-        return Err(Error::io("copy", dest)(changed));
+
+    /// Copies every byte outside `holes`, ranges in ascending order that somebody else writes, maybe at
+    /// this moment. Where blocks are shared, there is nothing to do.
+    ///
+    /// # Errors
+    /// [`Error::DiskFull`], [`Error::Io`]; the source has another length now.
+    pub fn fill_around(&self, holes: &[Range<u64>]) -> Result<(), Error> {
+        let Copied { bytes: len, method } = self.copied;
+        if method == Method::Reflink {
+            return Ok(());
+        }
+        let mut block = vec![0; BLOCK];
+        let mut at = 0;
+        for hole in holes.iter().chain([&(len..len)]) {
+            self.fill(at..hole.start.min(len), &mut block)?;
+            at = at.max(hole.end);
+        }
+        let now = self.from.metadata();
+        let now = now.map_err(Error::io("read", &self.dest))?.len();
+        if now != len {
+            let changed =
+                io::Error::other(format!("{now} bytes, {len} before: the source has changed"));
+            return Err(Error::io("copy", &self.dest)(changed));
+        }
+        Ok(())
     }
-    Ok(Copied {
-        bytes: len,
-        method: Method::Copied,
-    })
+
+    /// Not by `copy_file_range`: on ext4 it was seen to move 2 kB a call. Nor by several threads: writers
+    /// of one file wait for one another there.
+    fn fill(&self, range: Range<u64>, block: &mut [u8]) -> Result<(), Error> {
+        let mut at = range.start;
+        while at < range.end {
+            let wanted = usize::try_from(range.end - at).unwrap_or(usize::MAX);
+            let wanted = wanted.min(block.len());
+            let bytes = block.get_mut(..wanted).unwrap_or_default();
+            self.from
+                .read_exact_at(bytes, at)
+                .map_err(Error::io("read the source of", &self.dest))?;
+            self.to
+                .write_all_at(bytes, at)
+                .map_err(Error::io("write", &self.dest))?;
+            at += bytes.len() as u64;
+        }
+        Ok(())
+    }
 }
 
 /// Bytes copied at a time: what stays in a processor's own cache.

@@ -23,7 +23,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 pub use contain::{Contained, Root, open_beneath};
-pub use copy::{Copied, Method, PatchTarget, copy_file, patch_file};
+pub use copy::{BegunCopy, Copied, Method, PatchTarget, copy_file, patch_file};
 pub use hash::{Sha256, Sha256Hasher};
 pub use new_folder::{RECEIPT, StagedFolder, write_atomic};
 pub use space::available_bytes;

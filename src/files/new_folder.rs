@@ -23,7 +23,7 @@ use rayon::prelude::*;
 use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
-use super::copy::{Copied, PatchTarget, copy_file};
+use super::copy::{BegunCopy, Copied, PatchTarget, copy_file};
 use super::{Error, kind_of, space};
 
 /// The receipt that every output folder of this tool carries: what was done, to what, with what.
@@ -120,6 +120,14 @@ impl StagedFolder {
     /// Those of [`copy_file`] and [`Self::place`].
     pub fn copy(&self, source: &Path, name: &str) -> Result<Copied, Error> {
         copy_file(source, &self.place(name)?)
+    }
+
+    /// Begins to copy the file `source`, its links followed, to `name`.
+    ///
+    /// # Errors
+    /// Those of [`BegunCopy::begin`] and [`Self::place`].
+    pub fn begin_copy(&self, source: &Path, name: &str) -> Result<BegunCopy, Error> {
+        BegunCopy::begin(source, &self.place(name)?)
     }
 
     /// Opens the file `name`, put there before, to have byte ranges overwritten.
