@@ -826,6 +826,29 @@ fn an_output_in_a_folder_that_is_missing_is_refused_before_any_work() {
 }
 
 #[test]
+fn an_output_inside_the_model_folder_is_refused_before_any_work() {
+    let desk = Desk::new();
+    let model = model_copy(&desk.work);
+    // Refused before ONNX Runtime is looked for.
+    let mut command = bare();
+    command.current_dir(&desk.work).arg("unlearn").arg(&model);
+    command.arg("--forget").arg(&desk.forget);
+    command.arg("--retain").arg(&desk.retain);
+    refuses(
+        command.args(["-o", "model/unlearned"]),
+        &["model/unlearned", "hint: "],
+    );
+}
+
+#[test]
+fn the_forget_set_given_as_the_retain_set_is_refused() {
+    let mut desk = Desk::new();
+    desk.retain = desk.forget.clone();
+    let expected = ["forget.jsonl", "found the same file", "hint: "];
+    refuses(&mut desk.unlearn(&MODEL), &expected);
+}
+
+#[test]
 fn a_model_that_does_not_fit_on_the_disk_is_refused() {
     let desk = Desk::new();
     let model = model_copy(&desk.inputs);

@@ -80,7 +80,7 @@ pub(super) struct WeakenArguments {
 /// A count of at least 1.
 pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
     match text.parse() {
-        Ok(0) | Err(_) => Err("expected a whole number ≥ 1".into()),
+        Ok(0) | Err(_) => Err("expected a number ≥ 1".into()),
         Ok(number) => Ok(number),
     }
 }
