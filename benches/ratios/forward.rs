@@ -118,7 +118,7 @@ fn run_plain(session: &mut Session, sample: &Embedded) -> Result<()> {
             }
             _ => {
                 let shape = vec![1, shape[1], 0, shape[3]];
-                DynTensor::new(&ort::memory::Allocator::default(), ty.clone(), shape)?
+                DynTensor::new(&ort::memory::Allocator::default(), *ty, shape)?
                     .into_dyn()
                     .into()
             }

@@ -4,7 +4,7 @@
 //! their final name. So there are two baselines: `cp -r`, and `cp -r` followed by syncing the same files.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -119,7 +119,7 @@ fn settle(out: &Path) -> Result<()> {
 }
 
 /// A plan with gates in every layer, a third of them 1.
-fn make_plan(bundle: &Bundle, path: &PathBuf) -> Result<String> {
+fn make_plan(bundle: &Bundle, path: &Path) -> Result<String> {
     let identity = edit::identity_of(bundle, bundle.components(None)?.decoder)?;
     let mut random = Random(1);
     let mut gates = BTreeMap::new();

@@ -10,7 +10,7 @@
 //! - JSON is capped in size, and each fault in it is named by file and key;
 //! - a folder that is not understood is refused, with what was looked for.
 //!
-//! A layout is one file here and one line in [`LAYOUTS`].
+//! A layout is one file here and one line in `LAYOUTS`.
 
 mod config;
 mod error;

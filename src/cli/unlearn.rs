@@ -159,7 +159,7 @@ impl Unlearn {
             refuse_existing(file, self.force)?;
         }
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        edit::check_output(&bundle, &self.output).map_err(Error::from)?;
+        edit::check_output(&bundle, &self.output, self.force).map_err(Error::from)?;
         let forget = dataset(&self.forget)?;
         let retain = self.retain.as_deref().map(dataset).transpose()?;
         let extra = self

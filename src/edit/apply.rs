@@ -132,7 +132,7 @@ pub fn apply_if(
 ) -> Result<Receipt, Error> {
     let tree = bundle.tree();
     let previous = Receipt::of(tree)?;
-    check_output(bundle, out)?;
+    refuse_nesting(tree, out)?;
     let mut staged = StagedFolder::create(out, options.force)?;
     staged.require_space(tree.bytes())?;
 
@@ -205,13 +205,20 @@ fn by_file<'e>(tree: &'e Tree, plan: &'e EditPlan) -> Result<Vec<FileEdits<'e>>,
     Ok(files.into_values().collect())
 }
 
-/// Refuses an output in the input, and an input in the output: with `--force`, the one would be
-/// deleted for the other.
+/// Whether `out` may be written: asked before long work, so that it is not done in vain. Also removes
+/// what an interrupted run left there.
 ///
 /// # Errors
-/// [`Error::Nested`].
-pub fn check_output(bundle: &Bundle, out: &Path) -> Result<(), Error> {
-    let tree = bundle.tree();
+/// [`Error::Nested`]; something else is at `out`; there is no room for the model.
+pub fn check_output(bundle: &Bundle, out: &Path, force: bool) -> Result<(), Error> {
+    refuse_nesting(bundle.tree(), out)?;
+    StagedFolder::create(out, force)?.require_space(bundle.tree().bytes())?;
+    Ok(())
+}
+
+/// Refuses an output in the input, and an input in the output: with `--force`, the one would be
+/// deleted for the other.
+fn refuse_nesting(tree: &Tree, out: &Path) -> Result<(), Error> {
     let folder = tree.canonical_folder();
     let absolute = absolute(out);
     let inside = absolute.starts_with(folder) && tree.is_whole_folder();

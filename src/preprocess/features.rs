@@ -8,7 +8,7 @@ use ndarray::{Array2, Array3, ArrayView2};
 use super::{Error, ImageInputs, ImageKey};
 
 /// The features of the images seen so far. The vision encoder does not depend on the gates, so one run
-/// of it per image serves a whole job; a job with more than [`MAX_BYTES`] of features starts over with
+/// of it per image serves a whole job; a job with more than `MAX_BYTES` of features starts over with
 /// an empty cache whenever that is full.
 #[derive(Debug, Default)]
 pub struct FeatureCache {

@@ -2,7 +2,7 @@
 //!
 //! In: a model folder's files, samples, gates. Out: coefficient sums, logits, generated answers.
 //!
-//! - [`locate`], [`fetch`], [`diagnose`]: which library, from where;
+//! - [`mod@locate`], [`fetch`], [`diagnose`]: which library, from where;
 //! - [`device`], [`Engine`]: where and how sessions run;
 //! - [`Towers`]: token embeddings and image features, an image encoded once;
 //! - [`Decoder`]: the instrumented decoder, gates as inputs;
