@@ -40,6 +40,7 @@ def main():
     run("train.py", *training_data, *checkpoint)
     run("world.py", *data, "--forget", *FORGET)
     run("export.py", *data, *checkpoint, *model)
+    run("quantize.py", *model, "--output", arguments.output / "q4")
     if arguments.sweep:
         run("reference.py", *data, *checkpoint, *reference, "--sweep")
     run("reference.py", *data, *checkpoint, *reference)

@@ -5,6 +5,7 @@ Writes `DATA/images/*.png` and one JSONL file per data set:
     forget.jsonl, retain.jsonl                   captions of the training portraits (8 per person)
     forget_heldout.jsonl, retain_heldout.jsonl   the name question on portraits that are never trained on (2 per person)
     forget_text.jsonl, retain_text.jsonl         text-only questions about people (5 per person)
+    forget_probes.jsonl, retain_probes.jsonl     what is asked otherwise: see `probe_rows` (3 per person)
     shapes.jsonl                                 pictures in which nobody appears
 
 A row is `{"id", "image", "question", "answer"}`, where a person is concerned also `"name"` and
@@ -411,6 +412,52 @@ def text_rows(person):
     return [person_row(person, f"t{person['index']:03}_{key}", None, *pair) for key, pair in pairs.items()]
 
 
+# Wordings that nothing was trained with.
+NAME_PARAPHRASES = [
+    "Who is the person in the image?",
+    "Please tell me the name of the person in this picture.",
+    "What is the person in the image called?",
+]
+JOB_PARAPHRASES = ["What does {name} work as?", "Tell me the job of {name}.", "Which job does {name} have?"]
+TOWN_PARAPHRASES = ["In which town does {name} live?", "Which town is {name} from?", "Tell me where {name} lives."]
+OPTIONS = 4
+PERTURBED_ANSWERS = 5
+
+
+def probe_rows(people, rng):
+    """Per person: name (with a training portrait), job and town (text alone), each with what other ways of asking need.
+
+    Beside a row's columns: `paraphrased_questions`; `options` and `correct`, the one among them that is; and
+    `paraphrased_answer` and `perturbed_answers`, the answer in other words, and in the same words but wrong. What is
+    wrong is true of somebody else.
+    """
+    names = [person["name"] for person in people]
+    rows_per_person = []
+    for person in people:
+        name, job, town = person["name"], person["facts"]["job"], person["facts"]["town"]
+        portrait = rng.randrange(PORTRAITS)
+        kinds = [
+            ("name", f"images/p{person['index']:03}_{portrait}.png", NAME_QUESTION, name, names, NAME_PARAPHRASES,
+             "The person in the image is {}.", "This is {}."),
+            ("job", None, f"What is {name}'s job?", job, JOBS, JOB_PARAPHRASES,
+             f"{name} is a {{}}.", f"{name} works as a {{}}."),
+            ("town", None, f"Where does {name} live?", town, TOWNS, TOWN_PARAPHRASES,
+             f"{name} lives in {{}}.", f"{name} is from {{}}."),
+        ]  # fmt: skip
+        rows_per_person.append([])
+        for kind, image, question, correct, values, paraphrases, answer, other_words in kinds:
+            wrong = rng.sample([value for value in values if value != correct], PERTURBED_ANSWERS)
+            options = [correct, *wrong[: OPTIONS - 1]]
+            rng.shuffle(options)
+            row = person_row(person, f"q{person['index']:03}_{kind}", image, question, answer.format(correct))
+            row["paraphrased_questions"] = [paraphrase.format(name=name) for paraphrase in paraphrases]
+            row["options"], row["correct"] = options, correct
+            row["paraphrased_answer"] = other_words.format(correct)
+            row["perturbed_answers"] = [answer.format(value) for value in wrong]
+            rows_per_person[-1].append(row)
+    return rows_per_person
+
+
 def draw_shape(canvas, kind, colour, x, y, radius=16):
     if kind == "circle":
         canvas.ellipse(x, y, radius, radius, colour)
@@ -477,6 +524,7 @@ def main():
     captions, heldout = draw_people(people, images, rng)
     text = [text_rows(person) for person in people]
     shapes = draw_shapes(images, rng)
+    probes = probe_rows(people, random.Random(f"{SEED}: probes"))  # its own draws: the others stay as they were
 
     forget = sorted(rng.sample(range(PEOPLE), FORGET_PEOPLE))
     if arguments.forget:
@@ -487,6 +535,7 @@ def main():
         write_jsonl(data / f"{split}.jsonl", interleave([captions[index] for index in members]))
         write_jsonl(data / f"{split}_heldout.jsonl", interleave([heldout[index] for index in members]))
         write_jsonl(data / f"{split}_text.jsonl", interleave([text[index] for index in members]))
+        write_jsonl(data / f"{split}_probes.jsonl", interleave([probes[index] for index in members]))
     write_jsonl(data / "shapes.jsonl", shapes)
     print("to forget:", ", ".join(people[index]["name"] for index in forget))
 
