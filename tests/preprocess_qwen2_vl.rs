@@ -14,7 +14,6 @@
     reason = "a test's own helpers"
 )]
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use kvw::dataset::{Sample, read_jsonl};
@@ -254,10 +253,10 @@ fn resized_noise_is_that_of_pillow_and_of_torchvision_to_the_last_bit() {
 #[test]
 fn lossless_files_decode_to_pillows_pixels() {
     for (sample, golden) in goldens() {
-        let Some(path) = sample.image.filter(|_| golden["exact_pixels"] == true) else {
+        let Some(source) = sample.image.filter(|_| golden["exact_pixels"] == true) else {
             continue;
         };
-        let pixels = image::decode_rgb(&path, &image::read(&path).unwrap()).unwrap();
+        let pixels = image::decode_rgb(source.origin(), &image::read(&source).unwrap()).unwrap();
         let shape: Vec<i64> = pixels
             .shape()
             .iter()
@@ -302,8 +301,8 @@ fn jpeg_files_decode_to_almost_the_same_pixels_and_lossy_webp_to_the_same() {
             .image
             .as_ref()
             .filter(|_| golden["exact_pixels"] == false);
-        let Some(path) = lossy else { continue };
-        let found = image::decode_rgb(path, &image::read(path).unwrap()).unwrap();
+        let Some(source) = lossy else { continue };
+        let found = image::decode_rgb(source.origin(), &image::read(source).unwrap()).unwrap();
         let expected = tensors.tensor(&sample.id).unwrap();
         assert_eq!(found.shape(), expected.shape(), "{}", sample.id);
         let expected = Array3::from_shape_vec(found.dim(), expected.data().to_vec()).unwrap();
@@ -474,11 +473,10 @@ fn equal_images_have_equal_keys_and_settings_are_part_of_the_key() {
 fn sample(image: Option<PathBuf>, question: &str, answer: &str) -> Sample {
     Sample {
         id: "s9".into(),
-        image,
+        image: image.map(Into::into),
         question: question.into(),
         answer: answer.into(),
-        name: None,
-        facts: BTreeMap::new(),
+        ..Sample::default()
     }
 }
 

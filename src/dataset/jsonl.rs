@@ -10,7 +10,7 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Dataset, Error, Sample, hex};
+use super::{Choice, Dataset, Error, ImageSource, Sample, Task, hex};
 
 /// The largest JSONL file that is read: a million long captions fit; a model file named by mistake
 /// does not.
@@ -141,18 +141,79 @@ impl Row<'_> {
                         problem,
                     });
                 }
-                Some(image)
+                Some(ImageSource::File(image))
             }
         };
         let name = self.optional(&row, "name", "a string or null")?;
+        let task = match self.optional(&row, "task", TASKS)?.as_deref() {
+            None | Some("open") => Task::Open,
+            Some("cloze") => Task::Cloze,
+            Some("choice") => Task::Choice,
+            Some(other) => return Err(self.field("task", TASKS, &format!("`{other}`"))),
+        };
+        let choice = self.choice(&row, &id)?;
+        if task == Task::Choice && choice.is_none() {
+            return Err(self.inconsistent(&id, "the task is `choice`, and there are no options"));
+        }
         Ok(Sample {
-            id,
             image,
             question,
             answer,
             name,
             facts: self.facts(&row)?,
+            task,
+            paraphrased_answer: self.optional(&row, "paraphrased_answer", "a string or null")?,
+            perturbed_answers: self.strings(&row, "perturbed_answers")?,
+            choice,
+            id,
         })
+    }
+
+    /// `options` with `correct`, which is an index from 0, a letter, or the option itself.
+    fn choice(&self, row: &Map<String, Value>, id: &str) -> Result<Option<Choice>, Error> {
+        let options = self.strings(row, "options")?;
+        let correct = match row.get("correct") {
+            None | Some(Value::Null) if options.is_empty() => return Ok(None),
+            None | Some(Value::Null) => None,
+            Some(Value::Number(index)) => index.as_u64().and_then(|i| usize::try_from(i).ok()),
+            Some(Value::String(text)) => position(&options, text),
+            Some(other) => {
+                return Err(self.field("correct", "an index, a letter or an option", kind(other)));
+            }
+        };
+        match correct.filter(|&index| index < options.len()) {
+            Some(correct) if options.len() >= 2 => Ok(Some(Choice { options, correct })),
+            _ => Err(self.inconsistent(
+                id,
+                &format!(
+                    "expected two or more `options` and the right one as `correct`, found {} \
+                     and no such one",
+                    options.len()
+                ),
+            )),
+        }
+    }
+
+    fn strings(&self, row: &Map<String, Value>, field: &str) -> Result<Vec<String>, Error> {
+        let values = match row.get(field) {
+            None | Some(Value::Null) => return Ok(Vec::new()),
+            Some(Value::Array(values)) => values,
+            Some(other) => return Err(self.field(field, "an array of strings", kind(other))),
+        };
+        let texts = values.iter().map(|value| match value {
+            Value::String(text) if !text.trim().is_empty() => Ok(text.clone()),
+            other => Err(self.field(field, "an array of strings", kind(other))),
+        });
+        texts.collect()
+    }
+
+    fn inconsistent(&self, id: &str, problem: &str) -> Error {
+        Error::Inconsistent {
+            path: self.path.to_path_buf(),
+            line: self.line,
+            id: id.to_owned(),
+            problem: problem.to_owned(),
+        }
     }
 
     fn required(&self, row: &Map<String, Value>, field: &str) -> Result<String, Error> {
@@ -202,6 +263,22 @@ impl Row<'_> {
     }
 }
 
+const TASKS: &str = "`open`, `cloze` or `choice`";
+
+/// Where `text` is among `options`: the option itself, or its letter.
+pub(super) fn position(options: &[String], text: &str) -> Option<usize> {
+    let by_letter = || match text.trim().as_bytes() {
+        &[letter] if letter.is_ascii_alphabetic() => {
+            Some(usize::from(letter.to_ascii_uppercase() - b'A'))
+        }
+        _ => None,
+    };
+    options
+        .iter()
+        .position(|option| option == text)
+        .or_else(by_letter)
+}
+
 fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
@@ -240,8 +317,8 @@ mod tests {
         let sample = &dataset.unwrap().samples[0];
         assert_eq!(sample.id, "a");
         assert_eq!(
-            sample.image.as_deref(),
-            Some(dir.path().join("face.png").as_path())
+            sample.image,
+            Some(ImageSource::File(dir.path().join("face.png")))
         );
         assert_eq!(
             (
@@ -332,6 +409,53 @@ mod tests {
             message(b"{\"question\": \"a\", \"answer\": \"b\"}\n\xff\n")
                 .ends_with("data.jsonl:2: the line is not UTF-8")
         );
+    }
+
+    #[test]
+    fn what_some_metrics_need_is_read_and_checked() {
+        let (_dir, dataset) = read(
+            concat!(
+                r#"{"question": "Who?", "answer": "Ada", "task": "choice", "#,
+                r#""paraphrased_answer": "Miss Ada", "perturbed_answers": ["Eve", "Pia"], "#,
+                r#""options": ["Eve", "Ada"], "correct": "B"}"#
+            )
+            .as_bytes(),
+        );
+        let sample = &dataset.unwrap().samples[0];
+        assert_eq!(sample.task, Task::Choice);
+        assert_eq!(sample.paraphrased_answer.as_deref(), Some("Miss Ada"));
+        assert_eq!(sample.perturbed_answers, ["Eve", "Pia"]);
+        assert_eq!(sample.choice.as_ref().unwrap().correct, 1);
+        for (columns, expected) in [
+            (
+                r#""options": ["a", "b"], "correct": 2"#,
+                "and the right one as `correct`, found 2 and no such one",
+            ),
+            (
+                r#""options": ["a", "b"]"#,
+                "and the right one as `correct`, found 2 and no such one",
+            ),
+            (
+                r#""correct": "a""#,
+                "and the right one as `correct`, found 0 and no such one",
+            ),
+            (
+                r#""task": "choice""#,
+                "the task is `choice`, and there are no options",
+            ),
+            (
+                r#""task": "essay""#,
+                "`task`: expected `open`, `cloze` or `choice`, found `essay`",
+            ),
+            (
+                r#""perturbed_answers": ["a", 1]"#,
+                "`perturbed_answers`: expected an array of strings, found a number",
+            ),
+        ] {
+            let found =
+                message(format!(r#"{{"question": "a", "answer": "b", {columns}}}"#).as_bytes());
+            assert!(found.ends_with(expected), "{columns}: {found}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Samples: what the model is asked about an image, and what it answers.
 //!
 //! In: a JSONL file, one sample a line: `{"image": path or null, "question": …, "answer": …}`, with
-//! `name`, `id` and `facts` optional. Out: [`Sample`]s in file order, image paths resolved against
+//! `name`, `id`, `facts` and what some metrics need optional. Out: [`Sample`]s in file order, image paths resolved against
 //! the file's own folder.
 //!
 //! Promised: every sample has a unique id and a non-empty answer, and every image was a readable
@@ -9,24 +9,26 @@
 //! line. Columns that `kvw` does not know are left to their owner; a known column of the wrong type
 //! is an error.
 
+mod image_source;
 mod jsonl;
 
 use std::collections::BTreeMap;
-use std::io::Read;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+pub use image_source::ImageSource;
 pub use jsonl::{MAX_FILE_BYTES, read_jsonl};
 
 /// One question about one image (or about none), with the answer that the model is to forget or to
 /// keep.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Sample {
     /// Unique in its dataset; `<file stem>:<line>` where the row has no `id`.
     pub id: String,
-    /// The image file, resolved against the JSONL file's folder; `None` for a text-only sample.
-    pub image: Option<PathBuf>,
+    /// The image; `None` for a text-only sample. A JSONL file names files, resolved against its own
+    /// folder; other datasets hold the bytes.
+    pub image: Option<ImageSource>,
     /// The user's turn.
     pub question: String,
     /// The assistant's turn; never blank.
@@ -36,6 +38,35 @@ pub struct Sample {
     /// Facts by kind, as in `{"job": "jeweller", "town": "Lodiskar"}`; empty where the row has
     /// none.
     pub facts: BTreeMap<String, String>,
+    /// How the sample is asked and judged.
+    pub task: Task,
+    /// The answer in other words, for the truth ratio.
+    pub paraphrased_answer: Option<String>,
+    /// Wrong answers of the same form, for the truth ratio.
+    pub perturbed_answers: Vec<String>,
+    /// The answers to choose from, where the question can be put as multiple choice.
+    pub choice: Option<Choice>,
+}
+
+/// How a sample is asked and judged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Task {
+    /// The model answers freely. A sample with a [`Choice`] is put as multiple choice as well.
+    #[default]
+    Open,
+    /// The question has a blank, `[Blank]`, and `answer` is what belongs there.
+    Cloze,
+    /// The sample is put as multiple choice only.
+    Choice,
+}
+
+/// A question's possible answers, of which one is right.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// At least two, in the order in which they are shown.
+    pub options: Vec<String>,
+    /// Index of the right one.
+    pub correct: usize,
 }
 
 /// The samples of one JSONL file, in file order.
@@ -62,30 +93,12 @@ impl Dataset {
         whole.update(self.sha256.as_bytes());
         for sample in &self.samples {
             match &sample.image {
-                Some(path) => whole.update(file_sha256(path)?),
+                Some(image) => whole.update(image.sha256()?),
                 None => whole.update([0_u8; 32]),
             }
         }
         Ok(hex(&whole.finalize()))
     }
-}
-
-fn file_sha256(path: &Path) -> Result<[u8; 32], Error> {
-    let read = |source| Error::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut file = std::fs::File::open(path).map_err(read)?;
-    let mut digest = Sha256::new();
-    let mut buffer = vec![0_u8; 1 << 16];
-    loop {
-        let count = file.read(&mut buffer).map_err(read)?;
-        let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
-            break;
-        };
-        digest.update(chunk);
-    }
-    Ok(digest.finalize().into())
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -160,6 +173,18 @@ pub enum Error {
         /// The sample.
         id: String,
     },
+    /// Columns that belong together do not fit each other.
+    #[error("{}:{line}: sample `{id}`: {problem}", path.display())]
+    Inconsistent {
+        /// The file.
+        path: PathBuf,
+        /// The line, from 1.
+        line: usize,
+        /// The sample.
+        id: String,
+        /// What does not fit.
+        problem: String,
+    },
     /// Two samples have one id.
     #[error("{}:{line}: the id `{id}` was already used on line {first_line}", path.display())]
     DuplicateId {
@@ -205,7 +230,10 @@ impl Error {
                 "JSONL holds one whole JSON object a line, without commas between the lines"
             }
             Self::Field { .. } => {
-                "a row needs `question` and `answer`; `image`, `name`, `id` and `facts` are optional"
+                "a row needs `question` and `answer`; all other columns are optional (docs/formats.md)"
+            }
+            Self::Inconsistent { .. } => {
+                "`options` needs two or more answers and `correct` the right one: the text itself, a letter or an index from 0"
             }
             Self::EmptyAnswer { .. } => {
                 "remove the row, or give it the answer that the model is to forget or to keep"

@@ -19,6 +19,7 @@
 //! fails and says so.
 
 mod coefficients;
+mod draw;
 mod error;
 mod file;
 mod fixed;
@@ -29,6 +30,7 @@ mod rule;
 mod weaken;
 
 pub use coefficients::{Coefficients, LayerCoefficients, collect};
+pub use draw::Draws;
 pub use error::Error;
 pub use file::{load_coefficients, load_plan, save_coefficients, save_plan};
 pub use fixed::FixedSum;

@@ -8,7 +8,7 @@ use ndarray::Array1;
 
 use super::coefficients::run;
 use super::forward::{Forward, Gates};
-use super::{Coefficients, Error, LayerRange, Plan, Rule};
+use super::{Coefficients, Draws, Error, LayerRange, Plan, Rule};
 
 /// In which order the forget set is gone through. Order matters: on the models measured another
 /// order moved the gates of layers ≥ 1 by 8–17 %.
@@ -255,28 +255,14 @@ fn parameters(rule: &dyn Rule, options: &Options) -> serde_json::Value {
 impl Order {
     /// The sample indices of one epoch.
     fn indices(self, samples: usize, epoch: usize) -> Vec<usize> {
-        let mut indices: Vec<usize> = (0..samples).collect();
-        if let Order::Shuffle { seed } = self {
-            // Fisher–Yates from SplitMix64 (Steele et al. 2014), spelled out so that a seed means
-            // the same order in every version of every dependency.
-            let mut state = seed.wrapping_add((epoch as u64).wrapping_mul(0xd1b5_4a32_d192_ed03));
-            for last in (1..samples).rev() {
-                let bound = last as u64 + 1;
-                // A remainder of a 64-bit draw: biased by less than 2⁻⁴⁰ for any set that fits memory.
-                let pick = usize::try_from(split_mix(&mut state) % bound).unwrap_or(last);
-                indices.swap(last, pick);
+        match self {
+            Order::File => (0..samples).collect(),
+            Order::Shuffle { seed } => {
+                let of_epoch = (epoch as u64).wrapping_mul(0xd1b5_4a32_d192_ed03);
+                Draws::new(seed.wrapping_add(of_epoch)).permutation(samples)
             }
         }
-        indices
     }
-}
-
-fn split_mix(state: &mut u64) -> u64 {
-    *state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let mut z = *state;
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 impl FromStr for Order {

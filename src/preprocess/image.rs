@@ -1,4 +1,4 @@
-//! Image file → upright RGB pixels, as transformers' `load_image` gets them from Pillow: open,
+//! Encoded image → upright RGB pixels, as transformers' `load_image` gets them from Pillow: open,
 //! `ImageOps.exif_transpose`, `convert("RGB")`.
 //!
 //! The format is told by the first bytes, never by the name. The header's size is checked before
@@ -13,6 +13,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 use ndarray::Array3;
@@ -21,6 +22,7 @@ use regex::bytes::Regex;
 use super::Error;
 use super::config::read_limited;
 use super::tokenizer::panic_message;
+use crate::dataset::ImageSource;
 
 /// The largest image file that is read.
 pub const MAX_FILE_BYTES: u64 = 256 << 20;
@@ -30,16 +32,25 @@ pub const MAX_PIXELS: u64 = 1 << 26;
 /// for working memory.
 const MAX_ALLOCATION: u64 = 2 * 8 * MAX_PIXELS;
 
-/// The bytes of an image file.
+/// The bytes of an encoded image: a file's, or those that the dataset holds.
 ///
 /// # Errors
 /// [`Error::Read`], [`Error::TooLarge`].
-pub fn read(path: &Path) -> Result<Vec<u8>, Error> {
-    read_limited(path, MAX_FILE_BYTES)
+pub fn read(image: &ImageSource) -> Result<Bytes, Error> {
+    match image {
+        ImageSource::File(path) => Ok(read_limited(path, MAX_FILE_BYTES)?.into()),
+        ImageSource::Bytes { origin, bytes } if bytes.len() as u64 > MAX_FILE_BYTES => {
+            Err(Error::TooLarge {
+                path: origin.clone(),
+                limit: MAX_FILE_BYTES,
+            })
+        }
+        ImageSource::Bytes { bytes, .. } => Ok(bytes.clone()),
+    }
 }
 
-/// Decodes a PNG, JPEG or WebP file to upright RGB, `[H, W, 3]`. `path` is for errors only. Of an
-/// animation, the first frame.
+/// Decodes PNG, JPEG or WebP bytes to upright RGB, `[H, W, 3]`. `path` ([`ImageSource::origin`]) is
+/// for errors only. Of an animation, the first frame.
 ///
 /// # Errors
 /// [`Error::ImageFormat`], [`Error::ImageSize`], [`Error::ImageDecode`], or [`Error::Panic`] where

@@ -1,8 +1,6 @@
 //! Qwen2-VL. Source: transformers 4.57,
 //! `models/qwen2_vl/{processing,image_processing,image_processing…_fast,modeling}_qwen2_vl.py`.
 
-use std::path::Path;
-
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
@@ -15,7 +13,7 @@ use super::{
     Error, Family, Form, ImageBackend, ImageInputs, ImageKey, ModelDir, PositionIds, Prepared,
     Tokenizer, image, mrope,
 };
-use crate::dataset::Sample;
+use crate::dataset::{ImageSource, Sample};
 
 const NAME: &str = "qwen2_vl";
 /// Larger patches, merges and frame counts are surely not meant.
@@ -100,8 +98,8 @@ impl Qwen2Vl {
     fn prepare_sample(&self, sample: &Sample, form: Form) -> Result<Prepared, Error> {
         let image = sample
             .image
-            .as_deref()
-            .map(|path| self.images.inputs(path))
+            .as_ref()
+            .map(|image| self.images.inputs(image))
             .transpose()?;
         let grids: Vec<[i64; 3]> = image.iter().map(|image| image.grid_thw).collect();
 
@@ -253,14 +251,14 @@ impl ImageSettings {
         i64::try_from(self.layout.merge_size).unwrap_or(1)
     }
 
-    fn inputs(&self, path: &Path) -> Result<ImageInputs, Error> {
-        let bytes = image::read(path)?;
+    fn inputs(&self, source: &ImageSource) -> Result<ImageInputs, Error> {
+        let bytes = image::read(source)?;
         let key = Sha256::new()
             .chain_update(self.digest)
             .chain_update(&bytes)
             .finalize()
             .into();
-        let pixels = image::decode_rgb(path, &bytes)?;
+        let pixels = image::decode_rgb(source.origin(), &bytes)?;
         let (height, width, _) = pixels.dim();
         let factor = self.layout.patch_size * self.layout.merge_size;
         let (new_height, new_width) =
