@@ -9,7 +9,8 @@
 use std::fs;
 use std::path::Path;
 
-use kvw::bundle::{Bundle, Error, Layout, Role};
+use kvw::bundle::{Bundle, Error, Layout, Phase, Role, check_one_model};
+use kvw::onnx::{Limits, ModelFile};
 use tempfile::TempDir;
 
 /// A folder with empty files of these names, and a configuration.
@@ -245,4 +246,396 @@ fn every_fault_of_a_configuration_is_named_by_file_and_key() {
 fn a_path_that_is_not_there_is_an_error() {
     let error = open_error(Path::new("/nonexistent/model"));
     assert!(matches!(error, Error::Files(_)), "{error}");
+}
+
+/// A folder with empty files of these names, and others with this text.
+fn folder_with(names: &[&str], texts: &[(&str, &str)]) -> TempDir {
+    let temp = folder(names, "");
+    for (name, text) in texts {
+        fs::write(temp.path().join(name), text).unwrap();
+    }
+    temp
+}
+
+/// Relative path, role and phase of every ONNX file.
+fn roles(bundle: &Bundle) -> Vec<(&str, Role, Phase)> {
+    bundle
+        .files()
+        .iter()
+        .map(|file| (file.relative.as_str(), file.role, file.phase))
+        .collect()
+}
+
+const GENAI: &str = r#"{"model": {
+    "type": "qwen2_5_vl", "eos_token_id": [2, 5], "image_token_id": 9, "vocab_size": 288,
+    "decoder": {"filename": "text.onnx", "hidden_size": 64, "num_hidden_layers": 3,
+        "inputs": {"inputs_embeds": "inputs_embeds", "attention_mask": "mask",
+            "past_key_names": "past_key_%d_in", "past_value_names": "past_value_%d_in"},
+        "outputs": {"logits": "logits_out",
+            "present_key_names": "past_key_%d_out", "present_value_names": "past_value_%d_out"}},
+    "embedding": {"filename": "embedding.onnx"},
+    "vision": {"filename": "towers/vision.onnx"}}}"#;
+
+#[test]
+fn genai_config_is_the_map_of_its_folder() {
+    let files = [
+        "text.onnx",
+        "embedding.onnx",
+        "towers/vision.onnx",
+        "draft.onnx",
+    ];
+    let temp = folder_with(&files, &[("genai_config.json", GENAI)]);
+    let bundle = Bundle::open(temp.path()).unwrap();
+    assert_eq!(bundle.layout(), Layout::OnnxruntimeGenai);
+    assert_eq!(
+        roles(&bundle),
+        [
+            ("draft.onnx", Role::Other, Phase::Any),
+            ("embedding.onnx", Role::EmbedTokens, Phase::Any),
+            ("text.onnx", Role::Decoder, Phase::Any),
+            ("towers/vision.onnx", Role::VisionEncoder, Phase::Any),
+        ]
+    );
+    let config = bundle.config().unwrap();
+    assert_eq!(config.model_type, "qwen2_5_vl");
+    assert_eq!(
+        (
+            config.num_hidden_layers,
+            config.hidden_size,
+            config.vocab_size
+        ),
+        (Some(3), Some(64), Some(288))
+    );
+    assert_eq!((config.image_token_id, config.vision), (Some(9), true));
+    assert_eq!(config.eos_token_ids, [2, 5]);
+    let names = bundle.decoder_names();
+    assert_eq!(names.attention_mask, "mask");
+    assert_eq!(names.logits, "logits_out");
+    assert_eq!(names.input_ids, "input_ids");
+    assert_eq!(names.present("past_key_7_in").unwrap(), ["past_key_7_out"]);
+    assert_eq!(
+        names.present("past_value_0_in").unwrap(),
+        ["past_value_0_out"]
+    );
+    assert_eq!(names.present("past_key_values.0.key"), None);
+}
+
+#[test]
+fn a_genai_map_that_does_not_fit_is_refused_by_key() {
+    let files = ["text.onnx", "embedding.onnx", "towers/vision.onnx"];
+    let error = |files: &[&str], map: &str| {
+        let temp = folder_with(files, &[("genai_config.json", map)]);
+        open_error(temp.path())
+    };
+    let missing = error(&files[..2], GENAI);
+    assert!(matches!(missing, Error::MissingSibling { .. }), "{missing}");
+    let text = missing.to_string();
+    assert!(
+        text.contains("towers/vision.onnx") && text.contains("model.vision.filename"),
+        "{text}"
+    );
+    let paged = GENAI.replace("\"attention_mask\"", "\"block_table\"");
+    let paged = error(&files, &paged);
+    assert!(matches!(paged, Error::Unsupported { .. }), "{paged}");
+    assert!(paged.to_string().contains("paged attention"), "{paged}");
+    let pipeline = GENAI.replace("\"filename\": \"text.onnx\"", "\"pipeline\": []");
+    assert!(matches!(
+        error(&files, &pipeline),
+        Error::Unsupported { .. }
+    ));
+    for (map, key) in [
+        ("[]", "'.'"),
+        (r#"{"model": {}}"#, "'model.decoder.filename'"),
+        (
+            r#"{"model": {"decoder": {"filename": 3}}}"#,
+            "'model.decoder.filename'",
+        ),
+        (
+            r#"{"model": {"decoder": {"filename": "text.onnx", "inputs": {"input_ids": 1}}}}"#,
+            "'model.decoder.inputs.input_ids'",
+        ),
+        (
+            r#"{"model": {"decoder": {"filename": "../text.onnx"}}}"#,
+            "'../text.onnx'",
+        ),
+        (
+            r#"{"model": {"decoder": {"filename": "text.onnx"}}}"#,
+            "'model.type'",
+        ),
+    ] {
+        let text = error(&files, map).to_string();
+        assert!(text.contains(key), "{map}: {text}");
+    }
+}
+
+#[test]
+fn a_genai_model_that_sees_needs_its_embedding() {
+    let map = GENAI.replace("\"embedding\": {\"filename\": \"embedding.onnx\"},", "");
+    let files = ["text.onnx", "towers/vision.onnx"];
+    let temp = folder_with(&files, &[("genai_config.json", &map)]);
+    let error = open_error(temp.path());
+    assert!(matches!(error, Error::MissingSibling { .. }), "{error}");
+}
+
+#[test]
+fn export_json_is_the_map_of_transformers_own_exporter() {
+    let map = r#"{"schema_version": 1, "export_format": "onnx", "components": {
+        "image_encoder": {"file": "image_encoder.onnx"}, "language_model": {"file": "language_model.onnx"},
+        "lm_head": {"file": "lm_head.onnx"}, "decode": {"file": "decode.onnx"},
+        "multi_modal_projector": {"file": "p.onnx"}}}"#;
+    let files = [
+        "image_encoder.onnx",
+        "language_model.onnx",
+        "lm_head.onnx",
+        "decode.onnx",
+        "p.onnx",
+    ];
+    let temp = folder_with(&files, &[("export.json", map)]);
+    let bundle = Bundle::open(temp.path()).unwrap();
+    assert_eq!(bundle.layout(), Layout::TransformersExporter);
+    assert_eq!(
+        roles(&bundle),
+        [
+            ("decode.onnx", Role::Decoder, Phase::Decode),
+            ("image_encoder.onnx", Role::VisionEncoder, Phase::Any),
+            ("language_model.onnx", Role::Decoder, Phase::Prefill),
+            ("lm_head.onnx", Role::LmHead, Phase::Any),
+            ("p.onnx", Role::Other, Phase::Any),
+        ]
+    );
+    let components = bundle.components(None).unwrap();
+    assert_eq!(components.decoder.relative, "language_model.onnx");
+    assert_eq!(components.decode.unwrap().relative, "decode.onnx");
+    assert_eq!(components.lm_head.unwrap().relative, "lm_head.onnx");
+    let present = bundle
+        .decoder_names()
+        .present("input.past_key_values.layers.2.keys");
+    assert_eq!(
+        present.unwrap(),
+        [
+            "output.past_key_values.layers.2.keys",
+            "past_key_values.layers.2.keys"
+        ]
+    );
+
+    let openvino = map.replace("\"onnx\"", "\"openvino\"");
+    let temp = folder_with(&files, &[("export.json", &openvino)]);
+    assert!(
+        open_error(temp.path())
+            .to_string()
+            .contains("'export_format'")
+    );
+    let temp = folder_with(&files[1..], &[("export.json", map)]);
+    let error = open_error(temp.path());
+    assert!(matches!(error, Error::MissingSibling { .. }), "{error}");
+}
+
+#[test]
+fn mobius_has_a_folder_for_each_component() {
+    let files = [
+        "decoder/model.onnx",
+        "embedding/model.onnx",
+        "vision_encoder/model.onnx",
+    ];
+    let temp = folder(&files, "");
+    let bundle = Bundle::open(temp.path()).unwrap();
+    assert_eq!(bundle.layout(), Layout::Mobius);
+    let components = bundle.components(None).unwrap();
+    assert_eq!(components.decoder.relative, files[0]);
+    assert_eq!(components.embed_tokens.unwrap().relative, files[1]);
+    assert_eq!(components.vision_encoder.unwrap().relative, files[2]);
+
+    let error = open_error(folder(&[files[0], files[2]], "").path());
+    assert!(
+        error.to_string().contains("embedding/model.onnx"),
+        "{error}"
+    );
+}
+
+#[test]
+fn optimum_splits_a_decoder_by_phase() {
+    let files = [
+        "decoder_model.onnx",
+        "decoder_model_merged.onnx",
+        "decoder_with_past_model.onnx",
+    ];
+    let temp = folder(&files, r#"{"model_type": "opt", "n_layer": 3}"#);
+    let bundle = Bundle::open(temp.path()).unwrap();
+    assert_eq!(bundle.layout(), Layout::Optimum);
+    assert_eq!(bundle.layers(), Some(3));
+    assert_eq!(bundle.decoders().count(), 3);
+    let components = bundle.components(None).unwrap();
+    assert_eq!(components.decoder.relative, files[0]);
+    assert_eq!(components.decode.unwrap().relative, files[2]);
+
+    let merged = Bundle::open(folder(&files[1..2], "").path()).unwrap();
+    assert_eq!(merged.layout(), Layout::SingleFile);
+    // The merged file serves the prompt too; a decoder of further tokens does not.
+    let temp = folder(&files[1..], "");
+    let bundle = Bundle::open(temp.path()).unwrap();
+    let components = bundle.components(None).unwrap();
+    assert_eq!(components.decoder.relative, files[1]);
+    assert!(components.decode.is_none());
+    let temp = folder(&[files[2], "model.onnx_data"], "");
+    fs::write(temp.path().join("encoder_model.onnx"), "").unwrap();
+    let bundle = Bundle::open(temp.path()).unwrap();
+    let error = bundle.components(None).unwrap_err();
+    assert!(
+        error.to_string().contains("'decoder_model.onnx'"),
+        "{error}"
+    );
+
+    let precisions = folder(&["model.onnx", "model_quantized.onnx"], "");
+    let bundle = Bundle::open(precisions.path()).unwrap();
+    assert_eq!(bundle.layout(), Layout::Optimum);
+    assert_eq!(bundle.components(None).unwrap().decoder.variant, "");
+    let chosen = bundle.components(Some("quantized")).unwrap();
+    assert_eq!(chosen.decoder.relative, "model_quantized.onnx");
+}
+
+#[test]
+fn an_embedding_that_merges_images_is_an_embedding() {
+    let temp = folder(
+        &[
+            "onnx/model_q4.onnx",
+            "onnx/prepare_inputs_embeds_q4.onnx",
+            "onnx/vision_encoder_q4.onnx",
+        ],
+        r#"{"model_type": "phi3_v", "num_hidden_layers": 32}"#,
+    );
+    let bundle = Bundle::open(temp.path()).unwrap();
+    let components = bundle.components(None).unwrap();
+    assert_eq!(components.decoder.relative, "onnx/model_q4.onnx");
+    assert_eq!(
+        components.embed_tokens.unwrap().relative,
+        "onnx/prepare_inputs_embeds_q4.onnx"
+    );
+}
+
+#[test]
+fn the_count_of_external_data_files_must_be_in_step_with_the_configuration() {
+    let open = |files: &[&str], counts: &str| {
+        let config = format!(
+            r#"{{"model_type": "qwen2_vl",
+                "transformers.js_config": {{"use_external_data_format": {counts}}}}}"#
+        );
+        let temp = folder(files, &config);
+        Bundle::open(temp.path())
+            .map(|_| ())
+            .map_err(|e| (e.to_string(), e))
+    };
+    let two = [
+        "onnx/model.onnx",
+        "onnx/model.onnx_data",
+        "onnx/model.onnx_data_1",
+        "onnx/model_fp16.onnx",
+        "onnx/model_fp16.onnx_data",
+        "onnx/model_q4.onnx",
+    ];
+    open(&two, r#"{"model.onnx": 2, "model_fp16.onnx": true}"#).unwrap();
+    open(
+        &two,
+        r#"{"model.onnx": 2, "model": 1, "model_q4.onnx": false}"#,
+    )
+    .unwrap();
+    open(&two[3..], "true").unwrap();
+    open(&two[5..], "false").unwrap();
+    // A file that was not downloaded is nobody's concern.
+    open(&two[3..5], r#"{"model.onnx": 2, "model_fp16.onnx": 1}"#).unwrap();
+    for (files, counts, expected, found) in [
+        (&two[..], r#"{"model.onnx": 3, "model_fp16.onnx": 1}"#, 3, 2),
+        (&two[..], r#"{"model.onnx": 1, "model_fp16.onnx": 1}"#, 1, 2),
+        (&two[..], r#"{"model_fp16.onnx": 1}"#, 0, 2),
+        (&two[..], "true", 1, 2),
+        (&two[5..], r#"{"model": 1}"#, 1, 0),
+    ] {
+        let (text, error) = open(files, counts).unwrap_err();
+        assert!(
+            matches!(&error, Error::Chunks { expected: e, found: f, .. } if (*e, *f) == (expected, found)),
+            "{counts}: {text}"
+        );
+        assert!(error.hint().unwrap().contains("onnx_data"));
+    }
+    for counts in ["\"two\"", r#"{"model": -1}"#, "100000"] {
+        let (text, error) = open(&two, counts).unwrap_err();
+        assert!(matches!(error, Error::Key { .. }), "{counts}: {text}");
+    }
+}
+
+/// Copies a folder of `fixtures/exports`.
+fn export(name: &str) -> TempDir {
+    let temp = TempDir::new().unwrap();
+    let from = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("fixtures/exports")
+        .join(name);
+    copy(&from, temp.path());
+    temp
+}
+
+fn copy(from: &Path, to: &Path) {
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            fs::create_dir(&target).unwrap();
+            copy(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+/// Opens every ONNX file and checks that they are of one model.
+fn consistent(folder: &Path) -> Result<(), Error> {
+    let bundle = Bundle::open(folder)?;
+    let models: Vec<_> = bundle
+        .files()
+        .iter()
+        .map(|file| {
+            let model = ModelFile::open(&file.path, &Limits::default()).unwrap();
+            (file, model)
+        })
+        .collect();
+    let models: Vec<_> = models.iter().map(|(file, model)| (*file, model)).collect();
+    check_one_model(&bundle, &models)
+}
+
+#[test]
+fn files_of_two_models_are_told_apart_by_their_interfaces() {
+    let temp = export("tjs-qwen2_vl");
+    consistent(temp.path()).unwrap();
+    // Another model's decoder among this one's.
+    fs::copy(
+        export("optimum124-opt-legacy")
+            .path()
+            .join("decoder_model_merged.onnx"),
+        temp.path().join("onnx/decoder_model_merged_q4.onnx"),
+    )
+    .unwrap();
+    let error = consistent(temp.path()).unwrap_err();
+    let text = error.to_string();
+    for part in [
+        "onnx/decoder_model_merged_q4.onnx",
+        "key/value heads of 2",
+        "onnx/decoder_model_merged_fp16.onnx has it",
+        "found 4",
+    ] {
+        assert!(text.contains(part), "{text}");
+    }
+    assert!(error.hint().unwrap().contains("one export"));
+
+    // Another model's configuration.
+    let temp = export("tjs-qwen2_vl");
+    let config = temp.path().join("config.json");
+    let text = fs::read_to_string(&config).unwrap();
+    fs::write(
+        &config,
+        text.replace("\"hidden_size\": 64", "\"hidden_size\": 128"),
+    )
+    .unwrap();
+    let text = consistent(temp.path()).unwrap_err().to_string();
+    assert!(
+        text.contains("hidden size of 128") && text.contains("found 64"),
+        "{text}"
+    );
 }

@@ -1,4 +1,5 @@
-//! The few facts of `config.json` and `generation_config.json` that the tool relies on.
+//! The few facts of `config.json` and `generation_config.json` that the tool relies on; where a
+//! folder has none, those of `genai_config.json`.
 //!
 //! In: a model's files. Out: a [`Config`], each value checked; a key that is absent is `None`, a
 //! key that makes no sense is an error that names it.
@@ -13,17 +14,21 @@ use super::{Error, Tree};
 /// The largest JSON file that is read, in bytes. Real configurations take a few kilobytes.
 pub const MAX_JSON_BYTES: u64 = 16 << 20;
 
-/// More layers than any model has: what a hostile count may ask for.
-const MAX_LAYERS: u64 = 100_000;
+/// More layers, neurons or tokens than any model has: what a hostile count may ask for.
+const MAX_COUNT: u64 = 1 << 24;
 
 /// What a model says about itself.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Config {
     /// `model_type`: the family, for example `qwen2_vl`.
     pub model_type: String,
-    /// Decoder layers: `num_hidden_layers`, at the top or in `text_config`. Some families leave
-    /// out what equals their default.
+    /// Decoder layers: `num_hidden_layers`, at the top or in `text_config` (or what a family calls
+    /// them). Some families leave out what equals their default.
     pub num_hidden_layers: Option<usize>,
+    /// Width of the residual stream: `hidden_size`.
+    pub hidden_size: Option<usize>,
+    /// Rows of the output projection: `vocab_size`.
+    pub vocab_size: Option<usize>,
     /// The placeholder that image features replace: `image_token_id` or `image_token_index`.
     pub image_token_id: Option<i64>,
     /// Token ids that end an answer, from `generation_config.json`, else from `config.json`.
@@ -39,7 +44,10 @@ impl Config {
     /// A file that is too large, no JSON, or a key with a value that makes no sense.
     pub(super) fn read(tree: &Tree) -> Result<Option<Config>, Error> {
         let Some(config) = Document::open(tree, "config.json")? else {
-            return Ok(None);
+            return match Document::open(tree, super::onnxruntime_genai::MAP)? {
+                Some(map) => Config::of_genai(&map).map(Some),
+                None => Ok(None),
+            };
         };
         let generation = Document::open(tree, "generation_config.json")?;
         let eos = match generation.as_ref().map(|g| g.ids("eos_token_id")) {
@@ -52,7 +60,9 @@ impl Config {
         };
         Ok(Some(Config {
             model_type: config.string("model_type")?,
-            num_hidden_layers: config.count("num_hidden_layers")?,
+            num_hidden_layers: config.count(&["num_hidden_layers", "n_layer", "num_layers"])?,
+            hidden_size: config.count(&["hidden_size", "n_embd", "d_model"])?,
+            vocab_size: config.count(&["vocab_size"])?,
             image_token_id: match config.id("image_token_id")? {
                 Some(id) => Some(id),
                 None => config.id("image_token_index")?,
@@ -64,16 +74,36 @@ impl Config {
                 .is_some_and(Value::is_object),
         }))
     }
+
+    /// The same facts, as onnxruntime-genai's map has them.
+    fn of_genai(map: &Document) -> Result<Config, Error> {
+        Ok(Config {
+            model_type: map.string("model.type")?,
+            num_hidden_layers: map.count(&["model.decoder.num_hidden_layers"])?,
+            hidden_size: map.count(&["model.decoder.hidden_size"])?,
+            vocab_size: map.count(&["model.vocab_size"])?,
+            image_token_id: map.id("model.image_token_id")?,
+            eos_token_ids: map.ids("model.eos_token_id")?,
+            vision: map.get("model.vision").is_some_and(Value::is_object),
+        })
+    }
 }
 
+/// Where a configuration keeps the language model's own, for models of several parts.
+const NESTED: &[&str] = &["text_config", "llm_config", "language_config"];
+
 /// A JSON object and the file it came from.
-struct Document {
+pub(super) struct Document {
     path: PathBuf,
     value: Value,
 }
 
 impl Document {
-    fn open(tree: &Tree, name: &str) -> Result<Option<Document>, Error> {
+    /// Reads the file `name`, if it is there.
+    ///
+    /// # Errors
+    /// See [`read_json`]; a file that holds no object.
+    pub(super) fn open(tree: &Tree, name: &str) -> Result<Option<Document>, Error> {
         let Some(entry) = tree.get(name) else {
             return Ok(None);
         };
@@ -90,19 +120,47 @@ impl Document {
         Ok(Some(Document { path, value }))
     }
 
-    /// The value of `key`, at the top or in `text_config`, with the key's full name. `null` is absent.
-    fn find(&self, key: &str) -> Option<(String, &Value)> {
-        let top = self.value.get(key).map(|value| (key.to_owned(), value));
-        let nested = || {
-            let value = self.value.get("text_config")?.get(key)?;
-            Some((format!("text_config.{key}"), value))
-        };
-        top.filter(|(_, value)| !value.is_null())
-            .or_else(nested)
-            .filter(|(_, value)| !value.is_null())
+    /// The object.
+    pub(super) fn value(&self) -> &Value {
+        &self.value
     }
 
-    fn wrong(&self, key: String, expected: &'static str, found: &Value) -> Error {
+    /// The value at `key`, with dots from object to object. `null` is absent.
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
+        key.split('.')
+            .try_fold(&self.value, |value, part| value.get(part))
+            .filter(|value| !value.is_null())
+    }
+
+    /// The value of `key`, at the top or in the language model's part, with the key's full name.
+    fn find(&self, key: &str) -> Option<(String, &Value)> {
+        let top = self.get(key).map(|value| (key.to_owned(), value));
+        top.or_else(|| self.find_nested(key))
+    }
+
+    fn find_nested(&self, key: &str) -> Option<(String, &Value)> {
+        let keys = NESTED.iter().map(|part| format!("{part}.{key}"));
+        let mut found = keys.filter_map(|key| Some((self.get(&key)?, key)));
+        found.next().map(|(value, key)| (key, value))
+    }
+
+    /// A part of a model that is recognized and cannot be worked on.
+    pub(super) fn unsupported(
+        &self,
+        key: &str,
+        expected: &'static str,
+        found: &'static str,
+    ) -> Error {
+        Error::Unsupported {
+            path: self.path.clone(),
+            key: key.to_owned(),
+            expected,
+            found,
+        }
+    }
+
+    /// The error of a key that makes no sense.
+    pub(super) fn wrong(&self, key: String, expected: &'static str, found: &Value) -> Error {
         Error::Key {
             path: self.path.clone(),
             key,
@@ -112,24 +170,27 @@ impl Document {
     }
 
     fn string(&self, key: &str) -> Result<String, Error> {
-        let value = self.value.get(key).unwrap_or(&Value::Null);
+        let value = self.get(key).unwrap_or(&Value::Null);
         match value.as_str() {
             Some(text) if !text.is_empty() && text.len() <= 200 => Ok(text.to_owned()),
             _ => Err(self.wrong(key.to_owned(), "a string", value)),
         }
     }
 
-    fn count(&self, key: &str) -> Result<Option<usize>, Error> {
-        let Some((key, value)) = self.find(key) else {
+    /// The first of `keys` that is there: that of the language model rather than one at the top.
+    fn count(&self, keys: &[&str]) -> Result<Option<usize>, Error> {
+        let nested = keys.iter().find_map(|key| self.find_nested(key));
+        let Some((key, value)) = nested.or_else(|| keys.iter().find_map(|key| self.find(key)))
+        else {
             return Ok(None);
         };
         let count = value
             .as_u64()
-            .filter(|count| (1..=MAX_LAYERS).contains(count))
+            .filter(|count| (1..=MAX_COUNT).contains(count))
             .and_then(|count| usize::try_from(count).ok());
         match count {
             Some(count) => Ok(Some(count)),
-            None => Err(self.wrong(key, "a count from 1 to 100000", value)),
+            None => Err(self.wrong(key, "a count from 1 to 16777216", value)),
         }
     }
 

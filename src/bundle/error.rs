@@ -90,6 +90,50 @@ pub enum Error {
         /// What is there, shortened.
         found: String,
     },
+    /// A model of a known layout in a form that cannot be worked on.
+    #[error("{}: '{key}': expected {expected}, found {found}", path.display())]
+    Unsupported {
+        /// The file that says so.
+        path: PathBuf,
+        /// The key, with dots.
+        key: String,
+        /// What can be worked on.
+        expected: &'static str,
+        /// What it is.
+        found: &'static str,
+    },
+    /// An ONNX file has more or fewer external data files than `config.json` says.
+    #[error(
+        "{}: {file}: expected {expected} external data files (config.json, \
+         transformers.js_config.use_external_data_format), found {found}",
+        folder.display()
+    )]
+    Chunks {
+        /// The model folder.
+        folder: PathBuf,
+        /// The ONNX file.
+        file: String,
+        /// What config.json says.
+        expected: u64,
+        /// How many there are, counted without a gap.
+        found: u64,
+    },
+    /// Files of two models in one folder.
+    #[error("{}: {file}: expected {what} {expected}, as {by} has it, found {found}", folder.display())]
+    Mixed {
+        /// The model folder.
+        folder: PathBuf,
+        /// The file that does not fit.
+        file: String,
+        /// Of what.
+        what: &'static str,
+        /// What the others have.
+        expected: u64,
+        /// Where that was read.
+        by: String,
+        /// What this file has.
+        found: u64,
+    },
     /// The variant that was asked for does not exist.
     #[error("{}: no decoder of variant '{wanted}', found {}", folder.display(), available.join(", "))]
     Variant {
@@ -109,12 +153,21 @@ impl Error {
             Error::Files(source) => source.hint(),
             Error::Onnx(source) => source.hint(),
             Error::UnknownLayout { .. } => {
-                Some("pass the decoder's .onnx file itself to work on that file alone".to_owned())
+                Some("pass the decoder's .onnx file itself to work on that file alone, or the folder below that holds the model".to_owned())
             }
             Error::MissingSibling { looked_for, .. } => {
                 Some(format!("download {looked_for} of the same model too"))
             }
             Error::Entry { source, .. } => source.hint(),
+            Error::Unsupported { .. } => Some(
+                "build the model without that option, in the exporter's default form".to_owned(),
+            ),
+            Error::Chunks { file, .. } => Some(format!(
+                "download every {file}_data, {file}_data_1, … of the same model, or correct the count"
+            )),
+            Error::Mixed { .. } => {
+                Some("take all files from one export of one model".to_owned())
+            }
             Error::Kind { .. } => Some("remove it from the model folder".to_owned()),
             Error::Variant { available, .. } => available
                 .first()

@@ -13,8 +13,14 @@
 //! A layout is one file here and one line in `LAYOUTS`.
 
 mod config;
+mod consistency;
 mod error;
+mod mobius;
+mod names;
+mod onnxruntime_genai;
+mod optimum;
 mod single_file;
+mod transformers_exporter;
 mod transformers_js;
 mod tree;
 
@@ -23,7 +29,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 pub use config::{Config, MAX_JSON_BYTES, read_json};
+pub use consistency::check_one_model;
 pub use error::Error;
+pub use names::{CacheNames, DecoderNames};
 pub(crate) use tree::beside;
 pub use tree::{Entry, Tree};
 
@@ -35,6 +43,14 @@ pub enum Layout {
     /// `onnx/{vision_encoder,embed_tokens,decoder_model_merged}<suffix>.onnx`, as onnx-community
     /// publishes.
     TransformersJs,
+    /// Files as `genai_config.json` names them.
+    OnnxruntimeGenai,
+    /// Files as `export.json` names them, by transformers' own exporter.
+    TransformersExporter,
+    /// `{decoder,vision_encoder,embedding}/model.onnx`.
+    Mobius,
+    /// `model*.onnx` or `decoder_model*.onnx` beside the configuration.
+    Optimum,
     /// One `.onnx` file, with its external data.
     SingleFile,
 }
@@ -43,6 +59,10 @@ impl std::fmt::Display for Layout {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
             Layout::TransformersJs => "transformers-js",
+            Layout::OnnxruntimeGenai => "onnxruntime-genai",
+            Layout::TransformersExporter => "transformers-exporter",
+            Layout::Mobius => "mobius",
+            Layout::Optimum => "optimum",
             Layout::SingleFile => "single-file",
         })
     }
@@ -56,10 +76,24 @@ pub enum Role {
     Decoder,
     /// Images to features.
     VisionEncoder,
-    /// Token ids to embeddings.
+    /// Token ids to embeddings, in some layouts with image features already in place.
     EmbedTokens,
+    /// Hidden states to logits, where the decoder leaves that to another file.
+    LmHead,
     /// Anything else.
     Other,
+}
+
+/// Which part of a generation a decoder file serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// All of it.
+    Any,
+    /// The prompt: there is no cache yet.
+    Prefill,
+    /// Every token after it, over the cache.
+    Decode,
 }
 
 /// One ONNX file of a model.
@@ -73,6 +107,8 @@ pub struct OnnxFile {
     pub role: Role,
     /// The precision that its name tells (`fp16`, `q4`), empty for none.
     pub variant: String,
+    /// Which part of a generation it serves, if it is a decoder.
+    pub phase: Phase,
 }
 
 /// An ONNX file as a layout recognized it.
@@ -80,6 +116,14 @@ struct Recognized {
     relative: String,
     role: Role,
     variant: String,
+    phase: Phase,
+}
+
+/// A folder as a layout recognized it.
+struct Recognition {
+    /// Every ONNX file.
+    files: Vec<Recognized>,
+    names: DecoderNames,
 }
 
 /// A layout, as a rule over the files of a folder.
@@ -87,18 +131,30 @@ struct Rule {
     layout: Layout,
     /// What is looked for, to finish "expected …".
     looks_for: &'static str,
-    /// The ONNX files with their roles, or `None` where the folder has another layout.
-    recognize: fn(&Tree) -> Option<Vec<Recognized>>,
+    /// The ONNX files with their roles, or `None` where the folder has another layout. An error where
+    /// it has this one, and something is wrong with it.
+    recognize: fn(&Tree) -> Result<Option<Recognition>, Error>,
 }
 
 /// Every known layout, the most particular first.
-const LAYOUTS: &[Rule] = &[transformers_js::RULE, single_file::RULE];
+const LAYOUTS: &[Rule] = &[
+    onnxruntime_genai::RULE,
+    transformers_exporter::RULE,
+    mobius::RULE,
+    transformers_js::RULE,
+    optimum::RULE,
+    single_file::RULE,
+];
 
 /// The files that one forward pass needs.
 #[derive(Clone, Copy, Debug)]
 pub struct Components<'b> {
-    /// The decoder.
+    /// The decoder: what coefficients are collected on.
     pub decoder: &'b OnnxFile,
+    /// The decoder of further tokens, where `decoder` serves the prompt alone.
+    pub decode: Option<&'b OnnxFile>,
+    /// Hidden states to logits, where the decoder does not make them.
+    pub lm_head: Option<&'b OnnxFile>,
     /// The token embedding, where it is a file of its own.
     pub embed_tokens: Option<&'b OnnxFile>,
     /// The vision encoder, where it is a file of its own.
@@ -111,6 +167,7 @@ pub struct Bundle {
     tree: Tree,
     layout: Layout,
     files: Vec<OnnxFile>,
+    names: DecoderNames,
     config: Option<Config>,
 }
 
@@ -126,26 +183,24 @@ impl Bundle {
             true => Tree::of_folder(path)?,
             false => Tree::of_model(path)?,
         };
-        let Some((rule, recognized)) = LAYOUTS
-            .iter()
-            .find_map(|rule| Some((rule, (rule.recognize)(&tree)?)))
-        else {
-            return Err(unknown_layout(path, &tree));
-        };
+        let (layout, recognition) = recognize(path, &tree)?;
         let config = Config::read(&tree)?;
-        let files: Vec<OnnxFile> = recognized
+        let files: Vec<OnnxFile> = recognition
+            .files
             .into_iter()
             .map(|file| OnnxFile {
                 path: tree.folder().join(&file.relative),
                 relative: file.relative,
                 role: file.role,
                 variant: file.variant,
+                phase: file.phase,
             })
             .collect();
         let bundle = Bundle {
             tree,
-            layout: rule.layout,
+            layout,
             files,
+            names: recognition.names,
             config,
         };
         bundle.check_siblings()?;
@@ -170,6 +225,11 @@ impl Bundle {
     /// The ONNX files, by relative path.
     pub fn files(&self) -> &[OnnxFile] {
         &self.files
+    }
+
+    /// What the decoder's inputs and outputs are called.
+    pub fn decoder_names(&self) -> &DecoderNames {
+        &self.names
     }
 
     /// The facts of `config.json`, where there is one.
@@ -198,23 +258,40 @@ impl Bundle {
     /// suffix, then `fp16`, then the first by name). The others follow the decoder's variant where
     /// they have it: components may mix suffixes.
     ///
+    /// Of the decoders of one variant, the one for prompts is run if there is one: it is the plainest
+    /// graph, and the weights are the same. The one for further tokens comes along.
+    ///
     /// # Errors
-    /// [`Error::Variant`] where no decoder has that variant.
+    /// [`Error::Variant`] where no decoder has that variant; [`Error::MissingSibling`] where there is
+    /// only a decoder that continues from a cache.
     pub fn components(&self, variant: Option<&str>) -> Result<Components<'_>, Error> {
         // `none` and `fp32` are how users call the file without a suffix.
         let wanted = variant.map(|name| match name {
             "none" | "fp32" => "",
             name => name,
         });
-        let decoder = match wanted {
+        let chosen = match wanted {
             Some(wanted) => self.decoders().find(|file| file.variant == wanted),
             None => self.most_precise(Role::Decoder),
         };
-        let decoder = decoder.ok_or_else(|| Error::Variant {
+        let chosen = chosen.ok_or_else(|| Error::Variant {
             folder: self.folder().to_owned(),
             wanted: variant.unwrap_or("any").to_owned(),
             available: self.variants(),
         })?;
+        let serving = |phase| {
+            self.decoders()
+                .find(|file| file.variant == chosen.variant && file.phase == phase)
+        };
+        let prefill = serving(Phase::Prefill);
+        let decoder =
+            prefill
+                .or_else(|| serving(Phase::Any))
+                .ok_or_else(|| Error::MissingSibling {
+                    folder: self.folder().to_owned(),
+                    looked_for: chosen.relative.replace("_with_past_model", "_model"),
+                    needed_by: chosen.relative.clone(),
+                })?;
         let follow = |role| {
             self.files
                 .iter()
@@ -223,6 +300,8 @@ impl Bundle {
         };
         Ok(Components {
             decoder,
+            decode: prefill.and_then(|_| serving(Phase::Decode)),
+            lm_head: follow(Role::LmHead),
             embed_tokens: follow(Role::EmbedTokens),
             vision_encoder: follow(Role::VisionEncoder),
         })
@@ -230,12 +309,15 @@ impl Bundle {
 
     /// The decoder variants that exist, the file without a suffix as `none`.
     fn variants(&self) -> Vec<String> {
-        self.decoders()
+        let mut variants: Vec<String> = self
+            .decoders()
             .map(|file| match file.variant.as_str() {
                 "" => "none".to_owned(),
                 name => name.to_owned(),
             })
-            .collect()
+            .collect();
+        variants.dedup();
+        variants
     }
 
     fn most_precise(&self, role: Role) -> Option<&OnnxFile> {
@@ -253,10 +335,18 @@ impl Bundle {
     fn check_siblings(&self) -> Result<(), Error> {
         let has = |role| self.files.iter().any(|file| file.role == role);
         let sees = has(Role::VisionEncoder) || self.config.as_ref().is_some_and(|c| c.vision);
-        if self.layout == Layout::TransformersJs && sees && !has(Role::EmbedTokens) {
+        let looked_for = match self.layout {
+            Layout::TransformersJs => "onnx/embed_tokens*.onnx",
+            Layout::Mobius => "embedding/model.onnx",
+            Layout::OnnxruntimeGenai => "model.embedding of genai_config.json",
+            _ => return Ok(()),
+        };
+        // A lone decoder may hold both towers.
+        let split = self.layout != Layout::TransformersJs || self.files.len() > 1;
+        if sees && split && !has(Role::EmbedTokens) {
             return Err(Error::MissingSibling {
                 folder: self.folder().to_owned(),
-                looked_for: "onnx/embed_tokens*.onnx".to_owned(),
+                looked_for: looked_for.to_owned(),
                 needed_by: self
                     .decoders()
                     .next()
@@ -266,6 +356,20 @@ impl Bundle {
         }
         Ok(())
     }
+}
+
+/// The first layout that the files have. A file that was given itself is one, whatever lies beside it.
+fn recognize(path: &Path, tree: &Tree) -> Result<(Layout, Recognition), Error> {
+    if !tree.is_whole_folder() {
+        let lone = single_file::recognize(tree)?.ok_or_else(|| unknown_layout(path, tree))?;
+        return Ok((Layout::SingleFile, lone));
+    }
+    for rule in LAYOUTS {
+        if let Some(recognition) = (rule.recognize)(tree)? {
+            return Ok((rule.layout, recognition));
+        }
+    }
+    Err(unknown_layout(path, tree))
 }
 
 fn unknown_layout(path: &Path, tree: &Tree) -> Error {

@@ -1,6 +1,6 @@
 //! One `.onnx` file: given itself, or the only one of its folder.
 
-use super::{Layout, Recognized, Role, Rule, Tree};
+use super::{DecoderNames, Error, Layout, Phase, Recognition, Recognized, Role, Rule, Tree};
 
 pub(super) const RULE: Rule = Rule {
     layout: Layout::SingleFile,
@@ -8,14 +8,18 @@ pub(super) const RULE: Rule = Rule {
     recognize,
 };
 
-fn recognize(tree: &Tree) -> Option<Vec<Recognized>> {
+pub(super) fn recognize(tree: &Tree) -> Result<Option<Recognition>, Error> {
     let mut onnx = tree.onnx();
-    match (onnx.next(), onnx.next()) {
-        (Some(only), None) => Some(vec![Recognized {
+    let (Some(only), None) = (onnx.next(), onnx.next()) else {
+        return Ok(None);
+    };
+    Ok(Some(Recognition {
+        files: vec![Recognized {
             relative: only.relative.clone(),
             role: Role::Decoder,
             variant: String::new(),
-        }]),
-        _ => None,
-    }
+            phase: Phase::Any,
+        }],
+        names: DecoderNames::default(),
+    }))
 }

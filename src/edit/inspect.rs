@@ -135,7 +135,7 @@ fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
 pub fn mlps<'m>(bundle: &Bundle, file: &OnnxFile, index: &Index<'m>) -> Vec<Mlp<'m>> {
     let tower = match (bundle.layout(), file.role) {
         // A single file may hold both towers.
-        (Layout::SingleFile, _) | (_, Role::EmbedTokens | Role::Other) => None,
+        (Layout::SingleFile, _) | (_, Role::EmbedTokens | Role::LmHead | Role::Other) => None,
         (_, Role::Decoder) => Some(Tower::Language),
         (_, Role::VisionEncoder) => Some(Tower::Vision),
     };

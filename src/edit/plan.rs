@@ -17,7 +17,7 @@ use super::read::Matrix;
 use super::receipt::Receipt;
 use super::scale::Scaling;
 use super::{Error, Mismatch};
-use crate::bundle::{Bundle, OnnxFile, Role, beside};
+use crate::bundle::{Bundle, OnnxFile, Role, beside, check_one_model};
 use crate::files::{Sha256, Sha256Hasher};
 use crate::graph::{Index, Mlp, Tower};
 use crate::onnx::schema::TensorProto;
@@ -112,6 +112,8 @@ impl EditPlan {
                 folder: bundle.folder().to_owned(),
             });
         }
+        let opened: Vec<_> = models.iter().map(|(file, model)| (*file, model)).collect();
+        check_one_model(bundle, &opened)?;
         let mut edits: BTreeMap<(String, ByteSpan), TensorEdit> = BTreeMap::new();
         let mut planned = HashSet::new();
         for (file, model) in &models {
@@ -132,7 +134,7 @@ impl EditPlan {
                     }
                 }
                 Role::Other => context.refuse_copies(&mlps, &gates)?,
-                Role::VisionEncoder | Role::EmbedTokens => {}
+                Role::VisionEncoder | Role::EmbedTokens | Role::LmHead => {}
             }
         }
         let edits: Vec<TensorEdit> = edits.into_values().collect();
