@@ -8,8 +8,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use kvw::bundle::Bundle;
-use kvw::graph::mlp::find;
-use kvw::graph::{Gating, Index, Mlp, Moment, Outputs, Patch, Tower};
+use kvw::graph::mlp::{find, survey};
+use kvw::graph::{Gating, Index, Linear, Mlp, Moment, NoSlices, Outputs, Patch, Site, Tower};
 use kvw::kvw::Gates;
 use kvw::onnx::schema::{GraphProto, ModelProto};
 use kvw::onnx::{Limits, ModelFile};
@@ -122,6 +122,84 @@ fn mlps_are_found_in_what_real_exporters_write() {
             "{file}: nothing else is taken for an MLP"
         );
     }
+}
+
+/// The same over a whole folder of exports: `KVW_EXPORTS` names it, and its `INDEX.tsv` says for each
+/// file how many down projections stand in it, over how many distinct weights, and of which layers.
+/// Without the variable there is nothing to look at.
+#[test]
+fn mlps_are_found_in_a_folder_of_exports() {
+    let Some(folder) = std::env::var_os("KVW_EXPORTS") else {
+        return;
+    };
+    let folder = Path::new(&folder);
+    let text = std::fs::read_to_string(folder.join("INDEX.tsv")).unwrap();
+    let mut files = 0;
+    for line in text.lines().skip(1) {
+        let [file, sites, mlps, layers, ops, _] = *line.split('\t').collect::<Vec<_>>() else {
+            panic!("{line}");
+        };
+        let model = model(&folder.join(file));
+        let graph = Index::new(model.graph());
+        let survey = survey(&graph, None);
+        let refused = &survey.refused;
+        assert!(refused.is_empty(), "{file}: {refused:?}");
+        let found: usize = survey.mlps.iter().map(|mlp| mlp.sites.len()).sum();
+        assert_eq!(survey.mlps.len().to_string(), mlps, "{file}");
+        assert_eq!(found.to_string(), sites, "{file}");
+        let mut numbers: Vec<String> = (survey.mlps.iter())
+            .flat_map(|mlp| mlp.sites.iter().map(|_| mlp.layer))
+            .map(|layer| layer.map_or("None".to_owned(), |layer| layer.to_string()))
+            .collect();
+        let mut expected: Vec<&str> = layers.trim_matches(['[', ']']).split(", ").collect();
+        expected.retain(|layer| !layer.is_empty());
+        numbers.sort();
+        expected.sort();
+        assert_eq!(numbers, expected, "{file}");
+        for site in survey.mlps.iter().flat_map(|mlp| &mlp.sites) {
+            assert!(
+                ops.contains(&format!("('{}", site.down.op)),
+                "{file}: {ops}"
+            );
+            eprintln!("{file} {} {} {}", site.node, site.down.op, described(site));
+        }
+        files += 1;
+    }
+    assert!(files > 0);
+}
+
+/// How a site's weights are stored, and which branch bypasses the activation.
+fn described(site: &Site<'_>) -> String {
+    let encoding = |linear: &Linear<'_>| {
+        let encoding = format!("{:?}", linear.weight.encoding);
+        let kind = encoding.split([' ', '(']).next().unwrap().to_owned();
+        match linear.weight.output_slices(linear.k, linear.n) {
+            Ok(s) => format!(
+                "{kind} {}x{} axis {} of {}",
+                s.rows,
+                s.columns,
+                s.axis,
+                s.stored.tensor.name()
+            ),
+            Err(NoSlices::PerTensor(scale)) => format!("{kind} per tensor {}", scale.tensor.name()),
+            Err(error) => format!("{kind} {error:?}"),
+        }
+    };
+    let up = match &site.up {
+        Ok(up) => format!(
+            "{:?} of {}, {} biases{}",
+            up.channels,
+            encoding(&up.linear),
+            up.biases.len(),
+            if up.rounding.is_some() {
+                ", rounded"
+            } else {
+                ""
+            }
+        ),
+        Err(reason) => reason.clone(),
+    };
+    format!("down {} | up {up}", encoding(&site.down))
 }
 
 /// Every weight of the graph belongs to at most one MLP, and attention is none.

@@ -4,10 +4,11 @@
 //! [`Origin`]. A subgraph sees the names of the graphs around it (ONNX IR, "Names Within a Graph");
 //! an inner name hides an outer one.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use crate::onnx::attribute;
-use crate::onnx::schema::{GraphProto, NodeProto, TensorProto};
+use crate::onnx::schema::tensor_proto::DataLocation;
+use crate::onnx::schema::{GraphProto, NodeProto, TensorProto, TypeProto, type_proto};
+use crate::onnx::{DataType, attribute};
 
 /// A graph within the model: 0 is the main graph, the others are subgraphs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,6 +56,8 @@ struct Scope<'m> {
     /// The node whose attribute holds this graph.
     owner: Option<NodeId>,
     origins: HashMap<&'m str, Origin<'m>>,
+    /// Declared types: of inputs, outputs, and values in between where `value_info` has them.
+    types: HashMap<&'m str, &'m TypeProto>,
     /// Readers of each value that this scope defines, wherever they are.
     consumers: HashMap<&'m str, Vec<NodeId>>,
 }
@@ -107,10 +110,19 @@ impl<'m> Index<'m> {
                 origins.insert(name, Origin::Node { id, output });
             }
         }
+        let declared = graph
+            .value_info
+            .iter()
+            .chain(&graph.output)
+            .chain(&graph.input);
+        let types = declared
+            .filter_map(|value| Some((value.name(), value.r#type.as_ref()?)))
+            .collect();
         self.scopes.push(Scope {
             graph,
             owner,
             origins,
+            types,
             consumers: HashMap::new(),
         });
         for (position, node) in graph.node.iter().enumerate() {
@@ -227,7 +239,107 @@ impl<'m> Index<'m> {
         }
     }
 
-    fn defining_scope(&self, scope: ScopeId, name: &str) -> Option<ScopeId> {
+    /// The integers of the constant `name`, seen from `scope`: an int64 tensor that lies in the file,
+    /// or a `Constant` node's.
+    pub fn constant_ints(&self, scope: ScopeId, name: &str) -> Option<Vec<i64>> {
+        if let Origin::Node { id, .. } = self.origin(scope, name)
+            && let Some(node) = self.node(id)
+            && node.op_type() == "Constant"
+        {
+            if let Some(values) = attribute(node, "value_ints") {
+                return Some(values.ints.clone());
+            }
+            if let Some(value) = attribute(node, "value_int") {
+                return Some(vec![value.i()]);
+            }
+        }
+        let tensor = self.constant_tensor(scope, name)?;
+        if DataType::from_code(tensor.data_type()) != Some(DataType::INT64) {
+            return None;
+        }
+        match &tensor.raw_data {
+            Some(raw) => Some(
+                raw.as_chunks::<8>()
+                    .0
+                    .iter()
+                    .map(|&bytes| i64::from_le_bytes(bytes))
+                    .collect(),
+            ),
+            None if tensor.data_location() == DataLocation::External => None,
+            None => Some(tensor.int64_data.clone()),
+        }
+    }
+
+    /// The last integer of a shape: a constant, or a `Concat` that ends in one.
+    pub(super) fn last_int(&self, scope: ScopeId, name: &str) -> Option<i64> {
+        if let Some(ints) = self.constant_ints(scope, name) {
+            return ints.last().copied();
+        }
+        let Origin::Node { id, .. } = self.origin(scope, name) else {
+            return None;
+        };
+        let node = self.node(id).filter(|node| node.op_type() == "Concat")?;
+        let last = self.constant_ints(id.scope, node.input.last()?)?;
+        last.last().copied()
+    }
+
+    /// The type that the graph declares for the value `name`, seen from `scope`.
+    pub fn declared_type(&self, scope: ScopeId, name: &str) -> Option<&'m type_proto::Tensor> {
+        let scope = self.defining_scope(scope, name)?;
+        match self.scopes.get(scope.0)?.types.get(name)?.value.as_ref()? {
+            type_proto::Value::TensorType(tensor) => Some(tensor),
+            _ => None,
+        }
+    }
+
+    /// The number of axes that the graph declares for a value.
+    pub(super) fn rank(&self, scope: ScopeId, name: &str) -> Option<usize> {
+        let declared = self.declared_type(scope, name)?;
+        Some(declared.shape.as_ref()?.dim.len())
+    }
+
+    /// How often the value `name`, seen from `scope`, is read: by nodes of all graphs, subgraphs
+    /// included, and as a graph's output. A node that only changes the form of a constant (`Identity`,
+    /// `Transpose`, `Cast`, …) stands for the readers of its own output.
+    pub fn uses(&self, scope: ScopeId, name: &str) -> usize {
+        let mut uses = 0;
+        let mut seen = HashSet::new();
+        let mut waiting = vec![(scope, name)];
+        while let Some((scope, name)) = waiting.pop() {
+            let Some(scope) = self.defining_scope(scope, name) else {
+                continue;
+            };
+            if !seen.insert((scope, name)) {
+                continue;
+            }
+            uses += self.output_uses(scope, name);
+            for &id in self.consumers(scope, name) {
+                let form = self.node(id).filter(|node| FORM.contains(&node.op_type()));
+                match form.and_then(|node| node.output.first()) {
+                    Some(output) => waiting.push((id.scope, output)),
+                    None => uses += 1,
+                }
+            }
+        }
+        uses
+    }
+
+    /// How many graphs have the value `name` of `scope` as an output: a subgraph may name a value of
+    /// a graph around it.
+    pub(super) fn output_uses(&self, scope: ScopeId, name: &str) -> usize {
+        let outputs = self.scopes.iter().enumerate().flat_map(|(inner, entry)| {
+            let outputs = entry.graph.output.iter();
+            outputs.map(move |output| (ScopeId(inner), output.name()))
+        });
+        outputs
+            .filter(|&(inner, output)| {
+                output == name && self.defining_scope(inner, output) == Some(scope)
+            })
+            .count()
+    }
+
+    /// The graph that defines the value `name`, seen from `scope`.
+    pub(super) fn defining_scope(&self, scope: ScopeId, name: &str) -> Option<ScopeId> {
         let mut scope = scope;
         loop {
             let entry = self.scopes.get(scope.0)?;
@@ -238,6 +350,18 @@ impl<'m> Index<'m> {
         }
     }
 }
+
+/// Operators that give a constant another form.
+const FORM: &[&str] = &[
+    "Identity",
+    "Cast",
+    "CastLike",
+    "Transpose",
+    "Reshape",
+    "Squeeze",
+    "Unsqueeze",
+    "DequantizeLinear",
+];
 
 /// A chain of form-changing nodes is a handful long; a longer one is a cycle or an attack.
 pub(super) const MAX_CHAIN: usize = 32;

@@ -20,6 +20,9 @@
 //! the anchor's input (or twice as wide: a fused `gate_up`). Attention never matches: softmax is
 //! not elementwise. Normalizations never match: a mean is not elementwise.
 //!
+//! What looks like an MLP, or hides one, and is not understood is [`Refused`] with a reason: a mixture
+//! of experts, a weight that is chosen at run time, a low-rank adapter beside a projection.
+//!
 //! Names decide nothing but the layer's number and the tower: traced exports lose weight names
 //! (`onnx::MatMul_1134`, `val_313`), and keep the module path in node names or metadata.
 
@@ -28,8 +31,10 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::bypass::{self, Up};
+use super::encoding::Stored;
 use super::index::{Index, NodeId, Origin, ScopeId};
-use super::linear::Linear;
+use super::linear::{Linear, Linears};
 use crate::onnx::schema::NodeProto;
 
 /// Which part of the model an MLP belongs to.
@@ -63,6 +68,41 @@ pub struct Site<'m> {
     pub down: Linear<'m>,
     /// Its node name (may be empty).
     pub node: &'m str,
+    /// Where `h` is read in floating point on the way to the down projection.
+    pub hidden: Hidden<'m>,
+    /// The layer whose output channels `h` is linear in, or why there is none.
+    pub up: Result<Up<'m>, String>,
+}
+
+/// The hidden activation, where the down projection, or the quantizer before it, reads it.
+#[derive(Clone, Copy, Debug)]
+pub struct Hidden<'m> {
+    /// The value's name, as the reader sees it.
+    pub name: &'m str,
+    /// The down projection or the quantizer.
+    pub reader: NodeId,
+    /// Position among the reader's inputs.
+    pub position: usize,
+}
+
+/// Something that looks like an MLP, or may hide one, and is not understood.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct Refused {
+    /// The node's name (may be empty).
+    pub node: String,
+    /// Its operator.
+    pub op: String,
+    /// Why it is not taken for an MLP.
+    pub reason: String,
+}
+
+/// What [`survey`] found.
+#[derive(Clone, Debug, Default)]
+pub struct Survey<'m> {
+    /// The MLPs, in the graph's order.
+    pub mlps: Vec<Mlp<'m>>,
+    /// What was refused, in the graph's order.
+    pub refused: Vec<Refused>,
 }
 
 /// An MLP: the weight of its down projection, and where it is used.
@@ -94,25 +134,35 @@ impl<'m> Mlp<'m> {
 
 /// Finds the MLPs of the graph. `role` is the tower that the file is known to hold, if it is known.
 pub fn find<'m>(index: &Index<'m>, role: Option<Tower>) -> Vec<Mlp<'m>> {
+    survey(index, role).mlps
+}
+
+/// Finds the MLPs of the graph, and what cannot be told from one.
+pub fn survey<'m>(index: &Index<'m>, role: Option<Tower>) -> Survey<'m> {
+    let linears = Linears::of(index);
     let mut by_weight: BTreeMap<(ScopeId, &str), Mlp<'m>> = BTreeMap::new();
     let mut order = Vec::new();
+    let mut refused = Vec::new();
     for (id, node) in index.nodes() {
-        let Some(down) = Linear::at(index, id, node) else {
-            continue;
+        let (site, gating) = match examine(index, &linears, id, node) {
+            Verdict::Mlp(site, gating) => (*site, gating),
+            Verdict::Other => continue,
+            Verdict::Refused(reason) => {
+                refused.push(Refused {
+                    node: node.name().to_owned(),
+                    op: node.op_type().to_owned(),
+                    reason,
+                });
+                continue;
+            }
         };
-        let Some(gating) = hidden_form(index, &down) else {
-            continue;
-        };
-        let key = (down.weight.scope, down.weight.tensor.name());
-        let site = Site {
-            node: node.name(),
-            down,
-        };
+        let key = (site.down.weight.scope, site.down.weight.tensor.name());
         if let Some(mlp) = by_weight.get_mut(&key) {
             mlp.sites.push(site);
             continue;
         }
-        let tower = match (joins_residual(index, id, node), role) {
+        let last = index.node(site.down.last).unwrap_or(node);
+        let tower = match (joins_residual(index, site.down.last, last), role) {
             (false, _) => Tower::Projector,
             (true, Some(role)) => role,
             (true, None) => tower_of_names(node),
@@ -135,10 +185,67 @@ pub fn find<'m>(index: &Index<'m>, role: Option<Tower>) -> Vec<Mlp<'m>> {
             },
         );
     }
-    order
-        .into_iter()
-        .filter_map(|key| by_weight.remove(&key))
-        .collect()
+    let mlps = order.into_iter().filter_map(|key| by_weight.remove(&key));
+    Survey {
+        mlps: mlps.collect(),
+        refused,
+    }
+}
+
+enum Verdict<'m> {
+    /// A down projection.
+    Mlp(Box<Site<'m>>, Gating),
+    /// Nothing like an MLP.
+    Other,
+    /// Not to be told from one, and why.
+    Refused(String),
+}
+
+fn examine<'m>(
+    index: &Index<'m>,
+    linears: &Linears<'m>,
+    id: NodeId,
+    node: &'m NodeProto,
+) -> Verdict<'m> {
+    let op = node.op_type();
+    if MIXTURES.contains(&op) {
+        return Verdict::Refused("a mixture of experts: its activation cannot be reached".into());
+    }
+    if !Linear::is_product(op) {
+        return match hides_matrices(index, id, node) {
+            true => Verdict::Refused("an unknown operator with several constant matrices".into()),
+            false => Verdict::Other,
+        };
+    }
+    let Some(down) = Linear::at(index, id, node) else {
+        return match computed_weight(index, linears, id, node) {
+            Some(reason) => Verdict::Refused(reason),
+            None => Verdict::Other,
+        };
+    };
+    let gating = match ascend(index, linears, id, down.input).form(index, linears, &down) {
+        Ok(Some(gating)) => gating,
+        Ok(None) => return Verdict::Other,
+        Err(reason) => return Verdict::Refused(reason),
+    };
+    let hidden = match hidden(index, &down) {
+        Ok(hidden) => hidden,
+        Err(reason) => return Verdict::Refused(reason),
+    };
+    let up = match gating {
+        Gating::Plain => Err("the MLP is not gated: its one branch passes the activation".into()),
+        _ => bypass::find(index, linears, hidden.reader, hidden.name, down.k),
+    };
+    let node = node.name();
+    Verdict::Mlp(
+        Box::new(Site {
+            down,
+            node,
+            hidden,
+            up,
+        }),
+        gating,
+    )
 }
 
 /// Numbers the MLPs of `tower` by their order in the graph, where none of them has a number and
@@ -154,7 +261,7 @@ pub fn number_by_order(mlps: &mut [Mlp<'_>], tower: Tower, expected: usize) {
 
 /// Activation functions, as single operators or as the telling part of a chain (`Sigmoid` of SiLU,
 /// `Erf` and `Tanh` of GELU).
-const ACTIVATIONS: &[&str] = &[
+pub(super) const ACTIVATIONS: &[&str] = &[
     "Sigmoid",
     "Tanh",
     "Erf",
@@ -225,70 +332,238 @@ const FIRST_INPUT_ONLY: &[&str] = &[
     "DynamicQuantizeLinear",
 ];
 
-/// An MLP's elementwise part is some twenty nodes; more is something else.
-const MAX_NODES: usize = 64;
+/// Operators that hold all experts of a layer.
+const MIXTURES: &[&str] = &["MoE", "QMoE", "MixtureOfExperts", "GroupedMatMul"];
 
-/// Walks up from the input of `down`: the form of its hidden activation, or `None` where it is no
-/// MLP.
-fn hidden_form(index: &Index<'_>, down: &Linear<'_>) -> Option<Gating> {
-    let mut waiting = vec![(down.id.scope, down.input)];
+/// Operators of `com.microsoft` that read several constant matrices and are no MLPs, by a part of their
+/// names: attention with its projections, rotation tables, normalization, lookups.
+const NOT_HIDING: &[&str] = &[
+    "Attention",
+    "Embedding",
+    "Normalization",
+    "Gather",
+    "Conv",
+    "LSTM",
+];
+
+/// Whether a node is of a foreign operator set and reads two or more matrices that are constants:
+/// what it does with them cannot be seen.
+fn hides_matrices(index: &Index<'_>, id: NodeId, node: &NodeProto) -> bool {
+    let standard = matches!(node.domain(), "" | "ai.onnx" | "ai.onnx.ml");
+    if standard || NOT_HIDING.iter().any(|part| node.op_type().contains(part)) {
+        return false;
+    }
+    let matrices = (0..node.input.len())
+        .filter_map(|position| Stored::read(index, id, position))
+        .filter(|stored| stored.tensor.dims.iter().filter(|&&dim| dim > 1).count() >= 2);
+    matrices.count() >= 2
+}
+
+/// Why a product, whose input looks like the hidden activation of an MLP, has no weight that can be
+/// followed to an initializer.
+fn computed_weight<'m>(
+    index: &Index<'m>,
+    linears: &Linears<'m>,
+    id: NodeId,
+    node: &'m NodeProto,
+) -> Option<String> {
+    let mut inputs = node.input.iter().map(String::as_str);
+    let (input, weight) = (inputs.next()?, inputs.next()?);
+    let way = ascend(index, linears, id, input);
+    // Two activations are multiplied in attention, and that is no linear layer.
+    if !way.activated || way.blocked.is_some() || way.sources.is_empty() {
+        return None;
+    }
+    let by = match index.origin(id.scope, weight) {
+        Origin::Node { id, .. } => index.node(id).map_or("", NodeProto::op_type),
+        Origin::GraphInput => "the caller",
+        Origin::Initializer { .. } | Origin::Unknown => "no operator",
+    };
+    Some(format!(
+        "looks like a down projection, but {by} computes its weight '{weight}'"
+    ))
+}
+
+/// An MLP's elementwise part is some twenty nodes; more is something else.
+pub(super) const MAX_NODES: usize = 64;
+
+/// What lies above a value, up to the next linear layers.
+struct Way<'m> {
+    /// The linear layers.
+    sources: BTreeMap<NodeId, Linear<'m>>,
+    /// Whether an activation function was met.
+    activated: bool,
+    /// The first thing met that no MLP has between its linear layers.
+    blocked: Option<String>,
+}
+
+/// Walks up from the value `name`, as the node `reader` reads it, through elementwise and shape
+/// operators.
+fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'m str) -> Way<'m> {
+    let mut way = Way {
+        sources: BTreeMap::new(),
+        activated: false,
+        blocked: None,
+    };
+    let mut waiting = vec![(reader.scope, name)];
     let mut seen = HashSet::new();
-    let mut sources: BTreeMap<NodeId, Linear<'_>> = BTreeMap::new();
-    let mut activated = false;
     while let Some((scope, name)) = waiting.pop() {
         if name.is_empty() || index.is_constant(scope, name) {
             continue;
         }
         let Origin::Node { id, output } = index.origin(scope, name) else {
-            return None;
-        };
-        // A dynamic quantizer's scale and zero point: numbers about the data, not the data.
-        let node = index.node(id)?;
-        if node.op_type() == "DynamicQuantizeLinear" && output > 0 {
+            way.block(|| format!("'{name}' is a graph input"));
             continue;
-        }
-        if !seen.insert(id) {
+        };
+        let Some(node) = index.node(id) else { continue };
+        let op = node.op_type();
+        // A dynamic quantizer's scale and zero point: numbers about the data, not the data.
+        if (op == "DynamicQuantizeLinear" && output > 0) || !seen.insert(id) {
             continue;
         }
         if seen.len() > MAX_NODES {
-            return None;
+            way.block(|| format!("more than {MAX_NODES} nodes without a linear layer"));
+            break;
         }
-        if let Some(source) = Linear::at(index, id, node) {
-            activated |= source.fused_activation;
-            sources.insert(id, source);
+        if let Some(source) = linears.ending_at(id) {
+            way.activated |= source.fused_activation;
+            way.sources.insert(id, source.clone());
             continue;
         }
-        activated |= ACTIVATIONS.contains(&node.op_type());
-        if !ACTIVATIONS.contains(&node.op_type()) && !ELEMENTWISE.contains(&node.op_type()) {
-            return None;
+        let activation = ACTIVATIONS.contains(&op);
+        if !activation && !ELEMENTWISE.contains(&op) {
+            way.activated |= ACTIVATION_NAME
+                .as_ref()
+                .is_some_and(|name| name.is_match(op));
+            way.block(|| format!("{op} '{}' is in between", node.name()));
+            continue;
         }
-        let inputs = if FIRST_INPUT_ONLY.contains(&node.op_type()) {
+        let inputs = if FIRST_INPUT_ONLY.contains(&op) {
             1
         } else {
             node.input.len()
         };
+        let inputs = node.input.iter().take(inputs);
+        let before = waiting.len();
         waiting.extend(
-            node.input
-                .iter()
-                .take(inputs)
-                .map(|input| (id.scope, input.as_str())),
+            inputs
+                .map(|input| (id.scope, input.as_str()))
+                .filter(|&(scope, input)| !index.is_constant(scope, input)),
         );
+        // The activation of a constant (a learned gate of a residual) is a constant.
+        way.activated |= activation && waiting.len() > before;
     }
-    let inputs: HashSet<_> = sources
-        .values()
-        .map(|source| unwrapped(index, source.id.scope, source.input))
-        .collect();
-    if !activated || inputs.len() != 1 {
-        return None;
+    way
+}
+
+/// Operators that are activation functions by their name, though not known here.
+static ACTIVATION_NAME: LazyLock<Option<Regex>> =
+    LazyLock::new(|| Regex::new(r"(?i)gelu|silu|relu|swiglu|geglu|swish").ok());
+
+impl<'m> Way<'m> {
+    fn block(&mut self, reason: impl FnOnce() -> String) {
+        self.blocked.get_or_insert_with(reason);
     }
-    let widths: Vec<u64> = sources.values().map(|source| source.n).collect();
-    match widths.as_slice() {
-        [width] if *width == down.k => Some(Gating::Plain),
-        [width] if Some(*width) == down.k.checked_mul(2) => Some(Gating::Fused),
-        [gate, up] if *gate == down.k && *up == down.k => Some(Gating::Gated),
-        _ => None,
+
+    /// The form of the hidden activation that `down` reads; `None` where it is no MLP.
+    ///
+    /// # Errors
+    /// It looks like an MLP, and why it is not taken for one.
+    fn form(
+        &self,
+        index: &Index<'m>,
+        linears: &Linears<'m>,
+        down: &Linear<'m>,
+    ) -> Result<Option<Gating>, String> {
+        if !self.activated {
+            return Ok(None);
+        }
+        if let Some(blocked) = &self.blocked {
+            // Without a linear layer of the right width before it, it is a stem or a head.
+            let near = self.sources.values().any(|source| source.n == down.k);
+            return match near {
+                true => Err(format!("looks like an MLP, but {blocked}")),
+                false => Ok(None),
+            };
+        }
+        let inputs: HashSet<_> = self
+            .sources
+            .values()
+            .map(|source| unwrapped(index, source.id.scope, source.input))
+            .collect();
+        if inputs.len() > 1 {
+            let adapter =
+                inputs
+                    .iter()
+                    .find_map(|&(scope, name)| match index.origin(scope, name) {
+                        Origin::Node { id, .. } => linears.ending_at(id),
+                        _ => None,
+                    });
+            return Err(match adapter.and_then(|adapter| index.node(adapter.id)) {
+                Some(node) => format!(
+                    "looks like an MLP, but a low-rank adapter is added to its input ('{}')",
+                    node.name()
+                ),
+                None => format!(
+                    "looks like an MLP, but its linear layers read {} different values",
+                    inputs.len()
+                ),
+            });
+        }
+        let widths: Vec<u64> = self.sources.values().map(|source| source.n).collect();
+        match widths.as_slice() {
+            [width] if *width == down.k => Ok(Some(Gating::Plain)),
+            [width] if Some(*width) == down.k.checked_mul(2) => Ok(Some(Gating::Fused)),
+            [gate, up] if *gate == down.k && *up == down.k => Ok(Some(Gating::Gated)),
+            [] => Ok(None),
+            _ => Err(format!(
+                "looks like an MLP, but layers {widths:?} wide form an activation {} wide",
+                down.k
+            )),
+        }
     }
 }
+
+/// Where `h` is read in floating point on the way to `down`.
+///
+/// # Errors
+/// The quantized activation is read by something else too.
+fn hidden<'m>(index: &Index<'m>, down: &Linear<'m>) -> Result<Hidden<'m>, String> {
+    let mut hidden = Hidden {
+        name: down.input,
+        reader: down.id,
+        position: down.input_position,
+    };
+    for _ in 0..super::index::MAX_CHAIN {
+        let Origin::Node { id, .. } = index.origin(hidden.reader.scope, hidden.name) else {
+            break;
+        };
+        let quantizer = index
+            .node(id)
+            .filter(|node| QUANTIZERS.contains(&node.op_type()));
+        let Some(input) = quantizer.and_then(|node| node.input.first()) else {
+            break;
+        };
+        let others = index.consumers(id.scope, hidden.name);
+        if let Some(other) = others.iter().find(|&&other| other != hidden.reader) {
+            let other = index.node(*other).map_or("", NodeProto::name);
+            return Err(format!("its quantized activation is read by '{other}' too"));
+        }
+        hidden = Hidden {
+            name: input,
+            reader: id,
+            position: 0,
+        };
+    }
+    Ok(hidden)
+}
+
+/// Operators that give an activation its quantized form, and back.
+const QUANTIZERS: &[&str] = &[
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+];
 
 /// The value behind casts, reshapes and quantizers: two linear layers read the same activation even
 /// where an exporter gave each its own copy of them.

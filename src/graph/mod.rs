@@ -11,6 +11,8 @@
 //! Promised: nothing here changes a file, and a graph that is not understood is left out or refused
 //! by name, never guessed at.
 
+mod bypass;
+mod encoding;
 mod error;
 mod index;
 mod linear;
@@ -18,8 +20,12 @@ pub mod mlp;
 mod patch;
 pub mod session;
 
+pub use bypass::{Bias, Rounding, Up};
+pub use encoding::{
+    Bnb4, Bnb4Type, Dequantizer, Encoding, IntegerScale, NBits, NoSlices, QLinear, Slices, Stored,
+};
 pub use error::Error;
 pub use index::{Index, NodeId, Origin, ScopeId};
-pub use linear::{Linear, Weight};
-pub use mlp::{Gating, Mlp, Site, Tower};
+pub use linear::{Linear, Linears, Weight};
+pub use mlp::{Gating, Hidden, Mlp, Refused, Site, Survey, Tower};
 pub use patch::{ANSWER_MASK, Moment, Outputs, Patch, gate_name, hidden_name, sum_name};

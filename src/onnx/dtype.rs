@@ -68,6 +68,14 @@ impl DataType {
     pub fn is_scalable_float(self) -> bool {
         matches!(self.0, Code::Float | Code::Float16 | Code::Bfloat16)
     }
+
+    /// Whether quantized weights of this type are codes of a linear scale: integers of 2, 4 or 8 bits.
+    pub fn is_quantized_integer(self) -> bool {
+        matches!(
+            self.0,
+            Code::Int2 | Code::Uint2 | Code::Int4 | Code::Uint4 | Code::Int8 | Code::Uint8
+        )
+    }
 }
 
 impl std::fmt::Display for DataType {
