@@ -182,6 +182,7 @@ pub(crate) fn sample(seed: u64) -> Embedded {
         position_ids: PositionIds::Multimodal(positions),
         answer_mask: (0..TOKENS).map(|t| f32::from(counts(t))).collect(),
         next_position: TOKENS as i64,
+        decoder_inputs: Vec::new(),
     }
 }
 

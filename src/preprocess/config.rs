@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::Error;
+use super::{Error, ImageBackend};
 
 /// The largest configuration file that is read.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -18,6 +18,7 @@ const MAX_CONFIG_BYTES: u64 = 16 << 20;
 pub struct ModelDir {
     dir: PathBuf,
     config: Json,
+    backend: Option<ImageBackend>,
 }
 
 impl ModelDir {
@@ -29,6 +30,31 @@ impl ModelDir {
         Ok(Self {
             dir: dir.to_path_buf(),
             config: Json::read(&dir.join("config.json"))?,
+            backend: None,
+        })
+    }
+
+    /// With this image arithmetic instead of the one that `AutoProcessor` would pick.
+    #[must_use]
+    pub fn with_backend(self, backend: ImageBackend) -> Self {
+        Self {
+            backend: Some(backend),
+            ..self
+        }
+    }
+
+    /// The image arithmetic for these settings of the image processor. Where none was chosen, as
+    /// `AutoImageProcessor` of transformers 4.57 picks the class: the fast one if the settings were
+    /// saved by it (`…ImageProcessorFast`), and always for `Qwen2VLImageProcessor`; else the slow one.
+    pub(crate) fn backend(&self, image_processor: &Json) -> ImageBackend {
+        let class = image_processor.get("image_processor_type");
+        let class = class.and_then(Value::as_str).unwrap_or_default();
+        self.backend.unwrap_or({
+            if class.ends_with("Fast") || class == "Qwen2VLImageProcessor" {
+                ImageBackend::Torchvision
+            } else {
+                ImageBackend::Pillow
+            }
         })
     }
 
@@ -121,6 +147,13 @@ impl Json {
         field
             .split('.')
             .try_fold(&self.value, |value, key| value.get(key))
+    }
+
+    /// A special token: a string, or an object with its `content`.
+    pub(crate) fn token(&self, field: &str) -> Option<String> {
+        let token = self.get(field)?;
+        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
+        Some(text.to_owned())
     }
 
     pub(crate) fn string(&self, field: &str) -> Result<String, Error> {

@@ -3,16 +3,16 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 
-use ndarray::{Array2, Array3, ArrayView2};
+use ndarray::{Array3, ArrayView2};
 
-use super::{Error, ImageInputs, ImageKey};
+use super::{Error, ImageInputs, ImageKey, NamedTensor};
 
-/// The features of the images seen so far. The vision encoder does not depend on the gates, so one run
+/// What the vision encoder made of the images seen so far. The vision encoder does not depend on the gates, so one run
 /// of it per image serves a whole job; a job with more than `MAX_BYTES` of features starts over with
 /// an empty cache whenever that is full.
 #[derive(Debug, Default)]
 pub struct FeatureCache {
-    by_key: HashMap<ImageKey, Array2<f32>>,
+    by_key: HashMap<ImageKey, Vec<NamedTensor>>,
     bytes: usize,
 }
 
@@ -20,16 +20,16 @@ pub struct FeatureCache {
 const MAX_BYTES: usize = 1 << 30;
 
 impl FeatureCache {
-    /// The features `[N, D]` of an image: those kept under its key, or what `encode` (the vision
-    /// encoder) makes of it now.
+    /// The vision encoder's outputs for an image: those kept under its key, or what `encode` makes of
+    /// it now.
     ///
     /// # Errors
     /// What `encode` returns; nothing is kept then.
     pub fn get_or_encode<E>(
         &mut self,
         image: &ImageInputs,
-        encode: impl FnOnce(&ImageInputs) -> Result<Array2<f32>, E>,
-    ) -> Result<&Array2<f32>, E> {
+        encode: impl FnOnce(&ImageInputs) -> Result<Vec<NamedTensor>, E>,
+    ) -> Result<&[NamedTensor], E> {
         if self.bytes > MAX_BYTES && !self.by_key.contains_key(&image.key) {
             self.by_key.clear();
             self.bytes = 0;
@@ -38,7 +38,9 @@ impl FeatureCache {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let features = encode(image)?;
-                self.bytes += features.len() * size_of::<f32>();
+                let numbers = features.iter().map(|tensor| tensor.value.shape());
+                let numbers: usize = numbers.map(|shape| shape.iter().product::<usize>()).sum();
+                self.bytes += numbers * size_of::<f32>();
                 Ok(entry.insert(features))
             }
         }
@@ -100,7 +102,7 @@ pub fn merge_image_features(
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use ndarray::array;
+    use ndarray::{Array2, array};
 
     use super::*;
 
@@ -147,8 +149,7 @@ mod tests {
     fn an_image_is_encoded_once_and_a_failure_is_not_kept() {
         let image = ImageInputs {
             key: ImageKey([7; 32]),
-            pixel_values: Array2::zeros((4, 2)),
-            grid_thw: [1, 2, 2],
+            tensors: vec![NamedTensor::floats("pixel_values", Array2::zeros((4, 2)))],
         };
         let mut cache = FeatureCache::default();
         assert_eq!(
@@ -156,13 +157,14 @@ mod tests {
             Err("no encoder")
         );
         assert!(cache.is_empty());
+        let features = vec![NamedTensor::floats("image_features", Array2::ones((1, 2)))];
         let mut runs = 0;
         for _ in 0..3 {
-            let features = cache.get_or_encode(&image, |_| {
+            let found = cache.get_or_encode(&image, |_| {
                 runs += 1;
-                Ok::<_, Error>(Array2::ones((1, 2)))
+                Ok::<_, Error>(features.clone())
             });
-            assert_eq!(features.unwrap(), Array2::<f32>::ones((1, 2)));
+            assert_eq!(found.unwrap(), features);
         }
         assert_eq!((runs, cache.len()), (1, 1));
     }

@@ -1,15 +1,15 @@
 //! Sample → model inputs, as the model's own Hugging Face processor makes them.
 //!
 //! In: a model folder's configuration ([`open_family`]) and a [`Sample`]. Out: [`Prepared`]: token
-//! ids, position ids, which positions predict an answer token, and the image's patches. The steps,
-//! one file each:
+//! ids, position ids, which positions predict an answer token, and what the vision encoder is fed. The
+//! steps, one file each:
 //!
 //! ```text
-//!           template: messages → text ─ answer: its bytes ─ tokenizer: ids, offsets
-//!         ╱                                                                        ╲
-//!  sample                                                                            Prepared
-//!         ╲                                                                        ╱
-//!           image: file → RGB ─ resize ─ patches: pixel_values, grid ─ mrope: positions
+//!           template: messages → text ─ placeholder: image tokens ─ tokenizer: ids, offsets
+//!         ╱                      conversation: the way along ─ answer: its tokens           ╲
+//!  sample                                                                                     Prepared
+//!         ╲                                                                                 ╱
+//!           image: file → RGB ─ image_settings: resize, normalize ─ the family: tensors
 //! ```
 //!
 //! Promised: what comes out equals transformers 4.57's processor: ids, masks and positions exactly;
@@ -21,14 +21,18 @@
 
 pub mod answer;
 mod config;
+pub mod conversation;
 mod error;
 pub mod features;
 pub mod image;
+pub mod image_settings;
 pub mod mrope;
 pub mod patches;
+pub mod placeholder;
 pub mod qwen2_vl;
 pub mod resize;
 pub mod template;
+pub mod tensors;
 pub mod tokenizer;
 
 use std::ops::Range;
@@ -39,37 +43,57 @@ use ndarray::{Array1, Array2};
 use crate::dataset::Sample;
 
 pub use config::ModelDir;
+pub use conversation::TextProcessor;
 pub use error::Error;
 pub use features::{FeatureCache, merge_image_features};
+pub use tensors::{DecoderInput, NamedTensor, TensorValue};
 pub use tokenizer::Tokenizer;
 
 /// Makes a family from a model folder.
-pub type Constructor = fn(&ModelDir, ImageBackend) -> Result<Box<dyn Family>, Error>;
+pub type Constructor = fn(&ModelDir) -> Result<Box<dyn Family>, Error>;
 
 /// `config.json`'s `model_type` → the family that prepares its inputs.
-pub const FAMILIES: &[(&str, Constructor)] = &[("qwen2_vl", qwen2_vl::open)];
+pub const FAMILIES: &[(&str, Constructor)] =
+    &[("qwen2_vl", qwen2_vl::open), ("qwen2_5_vl", qwen2_vl::open)];
 
 /// The processor of one model: a chat template, a tokenizer and image settings.
 pub trait Family: Send + Sync {
     /// `config.json`'s `model_type`.
-    fn name(&self) -> &'static str;
+    fn name(&self) -> &str;
 
-    /// The id of the token whose embeddings are replaced by image features.
-    fn image_token_id(&self) -> i64;
+    /// The id of the token whose embeddings are replaced by image features; `None` where features go
+    /// another way, or there are none.
+    fn image_token_id(&self) -> Option<i64>;
 
-    /// The ids that end a generated answer, from `generation_config.json` or `config.json`; may be
-    /// empty.
-    fn eos_token_ids(&self) -> &[i64];
-
-    /// The model's tokenizer, for decoding what was generated.
-    fn tokenizer(&self) -> &Tokenizer;
+    /// The model's tokenizer and stop tokens.
+    fn text(&self) -> &TextProcessor;
 
     /// Renders, tokenizes and decodes one sample.
     ///
     /// # Errors
-    /// [`Error`], naming the sample: an image that cannot be decoded, an answer that the template
-    /// changes, text that contains the image placeholder.
-    fn prepare(&self, sample: &Sample, form: Form) -> Result<Prepared, Error>;
+    /// [`Error`]: an image that cannot be decoded, an answer that the template changes, text that
+    /// contains the image placeholder.
+    fn inputs(&self, sample: &Sample, form: Form) -> Result<Prepared, Error>;
+
+    /// [`Family::inputs`], with the sample's name in every error.
+    ///
+    /// # Errors
+    /// As [`Family::inputs`].
+    fn prepare(&self, sample: &Sample, form: Form) -> Result<Prepared, Error> {
+        self.inputs(sample, form)
+            .map_err(|error| error.in_sample(&sample.id))
+    }
+
+    /// The ids that end a generated answer, from `generation_config.json` or `config.json`; may be
+    /// empty.
+    fn eos_token_ids(&self) -> &[i64] {
+        self.text().eos_token_ids()
+    }
+
+    /// The model's tokenizer, for decoding what was generated.
+    fn tokenizer(&self) -> &Tokenizer {
+        self.text().tokenizer()
+    }
 }
 
 /// Which conversation is rendered.
@@ -87,13 +111,11 @@ pub enum Form {
 /// Both are reproduced to the last bit from the same RGB pixels. From each other they differ by one
 /// level of 255 on the pictures of the fixtures (0.015 in pixel values) and by up to two on noise, in
 /// 0.7 % of the bytes; on equal levels, by 2.4e-7 in the normalization.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ImageBackend {
-    /// The fast processors (torchvision on CPU), which `AutoProcessor` picks from transformers 4.57
-    /// on.
-    #[default]
+    /// The fast processors (torchvision on CPU).
     Torchvision,
-    /// The slow processors (Pillow ≤ 12, numpy), `use_fast=False`.
+    /// The slow processors (Pillow ≤ 12, numpy).
     Pillow,
 }
 
@@ -118,6 +140,8 @@ pub struct Prepared {
     pub image: Option<ImageInputs>,
     /// The position id of the first token after these: the largest one + 1.
     pub next_position: i64,
+    /// What the decoder takes besides, in families where it takes more.
+    pub decoder_inputs: Vec<DecoderInput>,
 }
 
 /// The two layouts of position ids.
@@ -129,17 +153,34 @@ pub enum PositionIds {
     Multimodal(Array2<i64>),
 }
 
+impl PositionIds {
+    /// The largest of them.
+    #[must_use]
+    pub fn largest(&self) -> Option<i64> {
+        match self {
+            Self::Sequential(ids) => ids.iter().max().copied(),
+            Self::Multimodal(ids) => ids.iter().max().copied(),
+        }
+    }
+}
+
 /// What the vision encoder is fed for one image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ImageInputs {
-    /// Equal keys mean equal `pixel_values`: so features are computed once per key
-    /// ([`FeatureCache`]).
+    /// Equal keys mean equal tensors: so features are computed once per key ([`FeatureCache`]).
     pub key: ImageKey,
-    /// `[t·h·w, C·T·P·P]`: one flattened patch a row, in the order that the vision encoder merges
-    /// them.
-    pub pixel_values: Array2<f32>,
-    /// Patches in time, height and width.
-    pub grid_thw: [i64; 3],
+    /// All that the model's image processor makes, under its names: `pixel_values` and, in some
+    /// families, `image_grid_thw`, `image_sizes`, `pixel_attention_mask`, …
+    pub tensors: Vec<NamedTensor>,
+}
+
+impl ImageInputs {
+    /// The tensor of this name.
+    #[must_use]
+    pub fn get(&self, name: &str) -> Option<&TensorValue> {
+        let found = self.tensors.iter().find(|tensor| tensor.name == name);
+        found.map(|tensor| &tensor.value)
+    }
 }
 
 /// SHA-256 of an image file's bytes and of the processor's settings.
@@ -157,7 +198,7 @@ pub struct ImageKey(pub [u8; 32]);
 /// [`Error`], naming the file: missing, not JSON, a field of the wrong type, or a `model_type` that
 /// no family serves.
 pub fn open_family(model_dir: &Path) -> Result<Box<dyn Family>, Error> {
-    open_family_with(model_dir, ImageBackend::default())
+    open(&ModelDir::open(model_dir)?)
 }
 
 /// [`open_family`] with a chosen image arithmetic.
@@ -165,10 +206,13 @@ pub fn open_family(model_dir: &Path) -> Result<Box<dyn Family>, Error> {
 /// # Errors
 /// As [`open_family`].
 pub fn open_family_with(model_dir: &Path, backend: ImageBackend) -> Result<Box<dyn Family>, Error> {
-    let model = ModelDir::open(model_dir)?;
+    open(&ModelDir::open(model_dir)?.with_backend(backend))
+}
+
+fn open(model: &ModelDir) -> Result<Box<dyn Family>, Error> {
     let model_type = model.config().string("model_type")?;
     match FAMILIES.iter().find(|(name, _)| *name == model_type) {
-        Some((_, open)) => open(&model, backend),
+        Some((_, open)) => open(model),
         None => Err(Error::UnknownFamily {
             path: model.config().path().to_path_buf(),
             found: model_type,

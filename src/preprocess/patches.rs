@@ -1,10 +1,10 @@
-//! Pixels → patches, for the Qwen2-VL line of vision encoders: which size an image is resized to,
-//! how levels become numbers, and in which order the patches lie. Source: transformers 4.57,
-//! `image_processing_qwen2_vl.py` and `…_fast.py`.
+//! Pixels → patches, for the Qwen2-VL line of vision encoders: which size an image is resized to, and
+//! in which order the patches lie. Source: transformers 4.57, `image_processing_qwen2_vl.py` and
+//! `…_fast.py`.
 
 use ndarray::{Array2, ArrayView3};
 
-use super::{Error, ImageBackend};
+use super::Error;
 
 /// The largest ratio of the longer to the shorter side, as in transformers.
 pub const MAX_ASPECT_RATIO: u32 = 200;
@@ -67,37 +67,6 @@ pub fn smart_resize(
 )]
 fn whole(side: f64) -> usize {
     side as usize
-}
-
-/// What every level (0–255) of every channel becomes: `[channel][level]`. As there are only 256,
-/// both libraries' arithmetic is followed to the last bit at no cost.
-#[must_use]
-#[expect(
-    clippy::cast_possible_truncation,
-    reason = "the libraries round to float32 here"
-)]
-pub fn normalization(
-    backend: ImageBackend,
-    rescale_factor: f64,
-    mean: [f64; 3],
-    std: [f64; 3],
-) -> [[f32; 256]; 3] {
-    let channel = |mean: f64, std: f64| {
-        let (mean, std) = (mean as f32, std as f32);
-        std::array::from_fn(|level| {
-            let level = level as f32;
-            match backend {
-                // Rescale and normalize in one: the float32 mean and std are scaled up instead.
-                ImageBackend::Torchvision => {
-                    let scale = (1.0 / rescale_factor) as f32;
-                    (level - mean * scale) / (std * scale)
-                }
-                // numpy: rescale in float64, round, normalize in float32.
-                ImageBackend::Pillow => ((f64::from(level) * rescale_factor) as f32 - mean) / std,
-            }
-        })
-    };
-    std::array::from_fn(|index| channel(mean[index], std[index]))
 }
 
 /// Patch geometry of a vision encoder.

@@ -175,11 +175,7 @@ fn special_tokens(config: &super::config::Json) -> serde_json::Map<String, serde
         "mask_token",
     ]
     .iter()
-    .filter_map(|name| {
-        let token = config.get(name)?;
-        let text = token.as_str().or_else(|| token.get("content")?.as_str())?;
-        Some(((*name).to_owned(), text.into()))
-    })
+    .filter_map(|name| Some(((*name).to_owned(), config.token(name)?.into())))
     .collect()
 }
 

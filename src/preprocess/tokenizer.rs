@@ -64,18 +64,16 @@ impl Tokenizer {
         })
     }
 
-    /// Tokenizes a text, adding the special tokens that the tokenizer's post-processor adds (as
-    /// transformers does by default).
+    /// Tokenizes a text. With `add_special_tokens`, the post-processor adds its own, as transformers
+    /// lets it by default.
     ///
     /// # Errors
     /// [`Error::Tokenize`], [`Error::Panic`].
-    pub fn encode(&self, text: &str) -> Result<Encoded, Error> {
-        let encoding =
-            contained(&self.path, || self.inner.encode(text, true))?.map_err(|source| {
-                Error::Tokenize {
-                    path: self.path.clone(),
-                    source,
-                }
+    pub fn encode(&self, text: &str, add_special_tokens: bool) -> Result<Encoded, Error> {
+        let encoding = contained(&self.path, || self.inner.encode(text, add_special_tokens))?
+            .map_err(|source| Error::Tokenize {
+                path: self.path.clone(),
+                source,
             })?;
         Ok(Encoded {
             ids: encoding.get_ids().iter().map(|&id| i64::from(id)).collect(),

@@ -18,7 +18,8 @@ use super::{Embedded, Error};
 use crate::graph::{ANSWER_MASK, Mlp, Outputs, Patch, gate_name, hidden_name, session, sum_name};
 use crate::kvw::{Gates, Sums};
 use crate::onnx::ModelFile;
-use crate::preprocess::PositionIds;
+use crate::preprocess::tensors::DECODER_INPUTS;
+use crate::preprocess::{DecoderInput, PositionIds, TensorValue};
 
 /// An open decoder session.
 pub struct Decoder {
@@ -32,6 +33,8 @@ pub struct Decoder {
 pub struct Cache {
     values: Vec<(String, DynValue)>,
     tokens: usize,
+    /// The prompt's own decoder inputs, of which every step is given its part.
+    inputs: Vec<DecoderInput>,
 }
 
 type Inputs<'a> = Vec<(String, SessionInputValue<'a>)>;
@@ -81,6 +84,7 @@ impl Decoder {
                 name,
                 INPUTS_EMBEDS | ATTENTION_MASK | POSITION_IDS | NUM_LOGITS_TO_KEEP | ANSWER_MASK
             ) || name.starts_with(PAST)
+                || DECODER_INPUTS.contains(&name)
                 || self
                     .layers
                     .iter()
@@ -225,7 +229,11 @@ impl Decoder {
             .prompt_inputs(&[prompt], gates)
             .map_err(|e| self.failed(e))?;
         keep_last(&mut inputs).map_err(|e| self.failed(e))?;
-        self.run_cached(inputs, prompt.input_ids.len())
+        self.run_cached(
+            inputs,
+            prompt.input_ids.len(),
+            prompt.decoder_inputs.clone(),
+        )
     }
 
     /// Runs one more token, `embedding` `[1, 1, d_model]` at `position`, after `cache`.
@@ -243,19 +251,30 @@ impl Decoder {
         let mut inputs = self
             .step_inputs(embedding, position, tokens, gates)
             .map_err(|e| self.failed(e))?;
+        for own in &cache.inputs {
+            let Some(port) = self.ports.get(&own.tensor.name) else {
+                continue;
+            };
+            let value = match own.token_axis {
+                Some(axis) => port.value(&own.tensor.value.last(axis)),
+                None => port.value(&own.tensor.value),
+            };
+            inputs.push((port.name.clone(), value.map_err(|e| self.failed(e))?));
+        }
         inputs.extend(
             cache
                 .values
                 .into_iter()
                 .map(|(name, value)| (name, value.into())),
         );
-        self.run_cached(inputs, tokens)
+        self.run_cached(inputs, tokens, cache.inputs)
     }
 
     fn run_cached(
         &mut self,
         inputs: Inputs<'_>,
         tokens: usize,
+        own: Vec<DecoderInput>,
     ) -> Result<(Array1<f32>, Cache), Error> {
         let model = self.model.clone();
         let mut outputs = self.session.run(inputs).map_err(|source| Error::Run {
@@ -282,7 +301,15 @@ impl Decoder {
             })?;
             values.push((name.clone(), value));
         }
-        Ok((last, Cache { values, tokens }))
+        let inputs = own;
+        Ok((
+            last,
+            Cache {
+                values,
+                tokens,
+                inputs,
+            },
+        ))
     }
 
     /// The inputs of whole samples, right-padded, with an empty cache.
@@ -319,7 +346,10 @@ impl Decoder {
                 name if name.starts_with(PAST) => {
                     port.empty(self.cache_shape(port, batch.len()))?
                 }
-                _ => continue,
+                name => match decoder_input(name, batch)? {
+                    Some(tensor) => port.value(&tensor)?,
+                    None => continue,
+                },
             };
             inputs.push((port.name.clone(), value));
         }
@@ -420,6 +450,29 @@ fn rows_of_positions(port: &Port) -> usize {
         .and_then(|&rows| usize::try_from(rows).ok())
         .filter(|&r| r > 0)
         .unwrap_or(3)
+}
+
+/// The batch's tensors for the input `name`, where its samples bring them.
+fn decoder_input(name: &str, batch: &[&Embedded]) -> Result<Option<TensorValue>, ort::Error> {
+    let found: Vec<&DecoderInput> = batch
+        .iter()
+        .filter_map(|sample| {
+            let mut inputs = sample.decoder_inputs.iter();
+            inputs.find(|input| input.tensor.name == name)
+        })
+        .collect();
+    let Some(first) = found.first() else {
+        return Ok(None);
+    };
+    let values: Vec<&TensorValue> = found.iter().map(|input| &input.tensor.value).collect();
+    TensorValue::stack(&values, first.token_axis)
+        .filter(|_| found.len() == batch.len())
+        .map(Some)
+        .ok_or_else(|| {
+            ort::Error::new(format!(
+                "the samples of a batch differ in '{name}': run them one by one (batch size 1)"
+            ))
+        })
 }
 
 /// `[B, T]`, or `[3, B, T]` where the model's input has three dimensions.

@@ -32,7 +32,7 @@ pub use error::Error;
 pub use locate::{Located, locate};
 pub use towers::Towers;
 
-use crate::preprocess::PositionIds;
+use crate::preprocess::{DecoderInput, PositionIds};
 
 /// A sample as the decoder takes it.
 #[derive(Clone, Debug)]
@@ -49,4 +49,6 @@ pub struct Embedded {
     pub answer_mask: Vec<f32>,
     /// Position id of the first token after these.
     pub next_position: i64,
+    /// What the decoder takes besides, by name; a decoder that does not ask for one is not given it.
+    pub decoder_inputs: Vec<DecoderInput>,
 }

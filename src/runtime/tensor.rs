@@ -6,6 +6,8 @@ use ort::memory::Allocator;
 use ort::session::SessionInputValue;
 use ort::value::{DynTensor, DynValue, Outlet, Tensor, TensorElementType, ValueType};
 
+use crate::preprocess::TensorValue;
+
 /// Name, element type and dimensions (-1: dynamic) of a session's input or output.
 #[derive(Clone, Debug)]
 pub(super) struct Port {
@@ -39,6 +41,33 @@ impl Port {
                 Tensor::from_array((shape, data))?.into()
             }
             _ => Tensor::from_array((shape, array.iter().copied().collect::<Vec<f32>>()))?.into(),
+        })
+    }
+
+    /// A value for this input from a family's tensor, in the input's own type and, as far as axes of
+    /// length 1 allow, rank.
+    pub(super) fn value(
+        &self,
+        tensor: &TensorValue,
+    ) -> Result<SessionInputValue<'static>, ort::Error> {
+        let tensor = tensor.with_rank(self.dims.len());
+        let shape = tensor.shape().to_vec();
+        Ok(match (&tensor, self.element) {
+            (TensorValue::Floats(array), _) => self.floats(array.view())?,
+            (TensorValue::Integers(array), TensorElementType::Int32) => {
+                let data = array.iter().map(|&value| i32::try_from(value));
+                let data: Vec<i32> = data
+                    .collect::<Result<_, _>>()
+                    .map_err(|error| ort::Error::new(format!("{}: {error}", self.name)))?;
+                Tensor::from_array((shape, data))?.into()
+            }
+            (TensorValue::Integers(array), _) => int64s(shape, array.iter().copied().collect())?,
+            (TensorValue::Booleans(array), TensorElementType::Int64) => {
+                int64s(shape, array.iter().map(|&on| i64::from(on)).collect())?
+            }
+            (TensorValue::Booleans(array), _) => {
+                Tensor::from_array((shape, array.iter().copied().collect::<Vec<bool>>()))?.into()
+            }
         })
     }
 

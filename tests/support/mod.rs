@@ -11,7 +11,7 @@ use kvw::edit::{self, EditPlan, Receipt};
 use kvw::graph::{Index, Mlp, Outputs, Tower};
 use kvw::kvw::{Coefficients, Gates, LayerRange, Options, Order, Plan};
 use kvw::onnx::{DataType, Limits, ModelFile};
-use kvw::preprocess::{PositionIds, merge_image_features};
+use kvw::preprocess::{NamedTensor, PositionIds, merge_image_features};
 use kvw::runtime::{self, Decoder, Device, Embed, Embedded, Engine, Located, Towers, Work, locate};
 use ndarray::{Array1, Array2, Array3, ArrayD, Ix2};
 use safetensors::SafeTensors;
@@ -101,8 +101,8 @@ pub struct ExactSample {
     pub input_ids: Vec<i64>,
     /// -100 outside the answer.
     pub labels: Vec<i64>,
-    pub pixel_values: ArrayD<f32>,
-    pub grid_thw: Option<[i64; 3]>,
+    /// What the vision encoder was fed.
+    pub image: Vec<NamedTensor>,
     pub position_ids: PositionIds,
 }
 
@@ -125,8 +125,16 @@ pub fn exact_samples(model: &str, set: &str) -> Vec<ExactSample> {
         Some(ExactSample {
             id: format!("{set} {i}"),
             labels: row("labels").unwrap(),
-            pixel_values: tensors.floats(&name("pixel_values")),
-            grid_thw: row("image_grid_thw").map(|grid| grid.try_into().unwrap()),
+            image: std::iter::once(NamedTensor::floats(
+                "pixel_values",
+                tensors.floats(&name("pixel_values")),
+            ))
+            .chain(
+                tensors
+                    .integers(&name("image_grid_thw"))
+                    .map(|grid| NamedTensor::integers("image_grid_thw", grid)),
+            )
+            .collect(),
             position_ids,
             input_ids,
         })
@@ -155,7 +163,7 @@ impl Exact {
             engine,
             components.vision_encoder.map(|file| file.path.as_path()),
             &components.embed_tokens.unwrap().path,
-            image_token_id,
+            Some(image_token_id),
             Work::Forwards(1),
         );
         Exact {
@@ -174,9 +182,7 @@ impl Embed for Exact {
 
     fn embed(&mut self, sample: &ExactSample) -> Result<Embedded, runtime::Error> {
         let mut inputs_embeds = self.towers.embed(&sample.input_ids)?;
-        let features = self
-            .towers
-            .image_features(sample.pixel_values.view(), sample.grid_thw)?;
+        let features = self.towers.image_features(&sample.image)?;
         merge_image_features(
             &mut inputs_embeds,
             &sample.input_ids,
@@ -192,6 +198,7 @@ impl Embed for Exact {
             position_ids: sample.position_ids.clone(),
             answer_mask: next.map(|&l| if l == -100 { 0.0 } else { 1.0 }).collect(),
             next_position: i64::try_from(sample.input_ids.len()).unwrap(),
+            decoder_inputs: Vec::new(),
         })
     }
 }
@@ -307,6 +314,7 @@ pub fn float16_samples() -> Vec<Embedded> {
                 position_ids: PositionIds::Multimodal(positions),
                 answer_mask: vec![1.0; tokens],
                 next_position: i64::try_from(tokens).unwrap(),
+                decoder_inputs: Vec::new(),
             }
         })
         .collect()

@@ -1,0 +1,101 @@
+//! The image placeholder: what the chat template writes once per image, and the processor replaces in
+//! the text, before it is tokenized, by as many image tokens as the image has features.
+
+#![warn(clippy::indexing_slicing)]
+
+use super::config::Json;
+use super::{Error, Tokenizer};
+
+/// A token that stands for an image in rendered text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placeholder {
+    /// Its id.
+    pub id: i64,
+    /// Its text.
+    pub token: String,
+}
+
+impl Placeholder {
+    /// The token whose id is in the first of `fields` that `config` has.
+    ///
+    /// # Errors
+    /// [`Error::Config`]: no such field, or no such token in the vocabulary.
+    pub(crate) fn read(
+        config: &Json,
+        fields: &[&str],
+        tokenizer: &Tokenizer,
+    ) -> Result<Placeholder, Error> {
+        let found = fields.iter().find(|field| config.get(field).is_some());
+        let field = found.or(fields.first()).copied().unwrap_or_default();
+        let id = config.integer(field)?;
+        match tokenizer.id_to_token(id) {
+            Some(token) if !token.is_empty() => Ok(Placeholder { id, token }),
+            _ => Err(config.field(field, "a token of tokenizer.json", &id.to_string())),
+        }
+    }
+
+    /// The token `count` times, as most families write an image of `count` features.
+    #[must_use]
+    pub fn repeated(&self, count: usize) -> String {
+        self.token.repeat(count)
+    }
+
+    /// Puts `replacements` in the place of the placeholders of `text`, in order. `sample` is for errors.
+    ///
+    /// # Errors
+    /// [`Error::PlaceholderCount`] where there are more or fewer placeholders than replacements: one
+    /// that the question or the answer brought along would be taken for an image.
+    pub fn expand(
+        &self,
+        sample: &str,
+        text: &str,
+        replacements: &[String],
+    ) -> Result<String, Error> {
+        let found = text.matches(&self.token).count();
+        if found != replacements.len() {
+            return Err(Error::PlaceholderCount {
+                sample: sample.to_owned(),
+                token: self.token.clone(),
+                expected: replacements.len(),
+                found,
+            });
+        }
+        let added: usize = replacements.iter().map(String::len).sum();
+        let mut expanded = String::with_capacity(text.len() + added);
+        let parts = text.split(&self.token);
+        let replacements = replacements.iter().map(String::as_str);
+        for (part, replacement) in parts.zip(replacements.chain(std::iter::once(""))) {
+            expanded.push_str(part);
+            expanded.push_str(replacement);
+        }
+        Ok(expanded)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn placeholders_are_replaced_in_order_and_must_be_as_many_as_the_images() {
+        let image = Placeholder {
+            id: 9,
+            token: "<image>".into(),
+        };
+        assert_eq!(image.repeated(3), "<image><image><image>");
+        let two = ["<row><image>".to_owned(), String::new()];
+        assert_eq!(
+            image.expand("s", "a <image>b<image>", &two).unwrap(),
+            "a <row><image>b"
+        );
+        assert_eq!(image.expand("s", "text", &[]).unwrap(), "text");
+        for text in ["<image>", "", "<image><image><image>"] {
+            let error = image.expand("p7", text, &two).unwrap_err();
+            assert!(
+                error.to_string().starts_with("sample `p7`: expected 2 "),
+                "{error}"
+            );
+        }
+    }
+}
