@@ -178,7 +178,7 @@ impl Document {
     }
 
     /// The first of `keys` that is there: that of the language model rather than one at the top.
-    fn count(&self, keys: &[&str]) -> Result<Option<usize>, Error> {
+    pub(super) fn count(&self, keys: &[&str]) -> Result<Option<usize>, Error> {
         let nested = keys.iter().find_map(|key| self.find_nested(key));
         let Some((key, value)) = nested.or_else(|| keys.iter().find_map(|key| self.find(key)))
         else {

@@ -18,6 +18,8 @@ pub struct DecoderNames {
     pub logits: String,
     /// Inputs and outputs of the key/value cache, and of other states that run along.
     pub cache: Vec<CacheNames>,
+    /// The last dimension of the cache, where the layout tells it: graphs may leave it open.
+    pub head_size: Option<usize>,
 }
 
 /// An input of the cache with the outputs that may become it, one pattern each: `*` stands for the
@@ -60,6 +62,7 @@ impl Default for DecoderNames {
                 // LFM2's short convolutions.
                 CacheNames::new("past_conv.*", &["present_conv.*"]),
             ],
+            head_size: None,
         }
     }
 }

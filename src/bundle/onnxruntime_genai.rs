@@ -143,5 +143,6 @@ fn names(map: &Document) -> Result<DecoderNames, Error> {
         position_ids: of("inputs", "position_ids", &usual.position_ids)?,
         logits: of("outputs", "logits", &usual.logits)?,
         cache,
+        head_size: map.count(&["model.decoder.head_size"])?,
     })
 }

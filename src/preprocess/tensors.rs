@@ -109,6 +109,27 @@ impl TensorValue {
         }
     }
 
+    /// One more entry along `axis`, equal to the last.
+    #[must_use]
+    pub fn with_last_repeated(&self, axis: usize) -> TensorValue {
+        fn grow<T: Clone>(array: &ArrayD<T>, last: &ArrayD<T>, axis: usize) -> ArrayD<T> {
+            ndarray::concatenate(Axis(axis), &[array.view(), last.view()])
+                .unwrap_or_else(|_| array.clone())
+        }
+        match (self, self.last(axis)) {
+            (Self::Floats(array), Self::Floats(last)) if axis < array.ndim() => {
+                Self::Floats(grow(array, &last, axis))
+            }
+            (Self::Integers(array), Self::Integers(last)) if axis < array.ndim() => {
+                Self::Integers(grow(array, &last, axis))
+            }
+            (Self::Booleans(array), Self::Booleans(last)) if axis < array.ndim() => {
+                Self::Booleans(grow(array, &last, axis))
+            }
+            (unchanged, _) => unchanged.clone(),
+        }
+    }
+
     /// Several samples' tensors as one batch, along axis 0. Along `token_axis` shorter ones are filled
     /// with zeros (false) at the end. `None` where types or other dimensions differ.
     #[must_use]

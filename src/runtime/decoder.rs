@@ -1,50 +1,75 @@
 //! The decoder, instrumented: one session for collecting, weakening, sweeping and evaluating.
 //!
 //! In: embedded samples and gates. Out: coefficient sums ([`Decoder::sums`]), raw hidden activations
-//! ([`Decoder::hidden`]) or logits and the key/value cache ([`Decoder::logits`], [`Decoder::step`]),
-//! depending on the [`Outputs`] that it was opened for. Gates are inputs: no session is rebuilt and
-//! no weight is touched, whatever the gates.
+//! ([`Decoder::hidden`]) or logits and the key/value cache ([`Decoder::logits`], [`Decoder::start`],
+//! [`Decoder::step`]), depending on the [`Outputs`] that it was opened for. Gates are inputs: no
+//! session is rebuilt and no weight is touched, whatever the gates.
+//!
+//! Layouts differ in how they cut a decoder up. The prompt's graph may hold the whole of it; or
+//! further tokens have a graph of their own ([`Decoder::with_decode`]); or the logits have
+//! ([`Decoder::with_lm_head`]). A graph without a cache is run on the whole text again for each new
+//! token.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use ndarray::{Array1, Array2, Array3, ArrayView3, Axis, s};
-use ort::session::{Session, SessionInputValue};
+use ndarray::{Array1, Array2, Array3, ArrayView2, Axis, s};
+use ort::session::SessionOutputs;
 use ort::value::DynValue;
 
 use super::engine::{Engine, Work};
-use super::tensor::{Port, int64s, to_floats};
+use super::part::{Inputs, Part, Run};
+use super::tensor::to_floats;
 use super::{Embedded, Error};
-use crate::graph::{ANSWER_MASK, Mlp, Outputs, Patch, gate_name, hidden_name, session, sum_name};
+use crate::bundle::DecoderNames;
+use crate::graph::{ANSWER_MASK, Mlp, Outputs, Patch, hidden_name, session, sum_name};
 use crate::kvw::{Gates, Sums};
 use crate::onnx::ModelFile;
-use crate::preprocess::tensors::DECODER_INPUTS;
-use crate::preprocess::{DecoderInput, PositionIds, TensorValue};
+use crate::preprocess::{DecoderInput, NamedTensor};
 
-/// An open decoder session.
+/// What a decoder without its own output projection calls its last output.
+const HIDDEN_STATES: &[&str] = &["last_hidden_state", "hidden_states"];
+
+/// An open decoder.
 pub struct Decoder {
-    model: PathBuf,
-    session: Session,
-    ports: BTreeMap<String, Port>,
+    names: DecoderNames,
     layers: Vec<(usize, usize)>,
+    /// Runs prompts, and further tokens where nothing else does.
+    prompt: Part,
+    decode: Option<Part>,
+    lm_head: Option<Part>,
 }
 
-/// The key/value cache after some tokens, by input name, and how many tokens it covers.
+/// A token to run after those before it.
+#[derive(Clone, Debug)]
+pub struct Token {
+    /// Its id.
+    pub id: i64,
+    /// Float32 `[1, 1, d_model]`, where the model's embedding is a file of its own.
+    pub embedding: Option<Array3<f32>>,
+}
+
+/// What is kept of the tokens so far.
 pub struct Cache {
-    values: Vec<(String, DynValue)>,
+    past: Past,
     tokens: usize,
     /// The prompt's own decoder inputs, of which every step is given its part.
     inputs: Vec<DecoderInput>,
 }
 
-type Inputs<'a> = Vec<(String, SessionInputValue<'a>)>;
+enum Past {
+    /// Keys and values, by input name.
+    Values(Vec<(String, DynValue)>),
+    /// All that was run, where the model keeps nothing.
+    Nothing(Box<Embedded>),
+}
 
 impl Decoder {
-    /// Opens `model` with `mlps` tapped and gated. Without MLPs it is the model as it is.
+    /// Opens `model`, whose inputs have the usual names, with `mlps` tapped and gated. Without MLPs
+    /// it is the model as it is.
     ///
     /// # Errors
-    /// An MLP cannot be instrumented, ONNX Runtime refuses the model, or it has an input that no
-    /// decoder of a known layout has.
+    /// An MLP cannot be instrumented, or ONNX Runtime refuses the model.
     pub fn open(
         engine: &Engine,
         model: &ModelFile,
@@ -52,20 +77,66 @@ impl Decoder {
         outputs: Outputs,
         work: Work,
     ) -> Result<Decoder, Error> {
-        let patch = Patch::plan(model, mlps, outputs)?;
-        tracing::debug!(%patch, "instrumenting {}", model.path().display());
-        let graph = session::encode(model, patch.apply(model))?;
-        let session = engine.open(&graph, model.path(), work)?;
-        let ports = session.inputs().iter().filter_map(Port::of);
-        let ports = ports.map(|port| (port.name.clone(), port)).collect();
-        let decoder = Decoder {
-            model: model.path().to_owned(),
-            session,
-            ports,
-            layers: patch.layers(),
-        };
-        decoder.check_inputs()?;
-        Ok(decoder)
+        Decoder::open_named(engine, DecoderNames::default(), model, mlps, outputs, work)
+    }
+
+    /// [`Decoder::open`] with the names of the model's layout.
+    ///
+    /// # Errors
+    /// As [`Decoder::open`].
+    pub fn open_named(
+        engine: &Engine,
+        names: DecoderNames,
+        model: &ModelFile,
+        mlps: &[&Mlp<'_>],
+        outputs: Outputs,
+        work: Work,
+    ) -> Result<Decoder, Error> {
+        let (prompt, layers) = instrumented(engine, model, mlps, outputs, work)?;
+        Ok(Decoder {
+            names,
+            layers,
+            prompt,
+            decode: None,
+            lm_head: None,
+        })
+    }
+
+    /// The same, with `model` for the tokens after the prompt, gated alike. For [`Outputs::Model`].
+    ///
+    /// # Errors
+    /// As [`Decoder::open`]; the two have different layers.
+    pub fn with_decode(
+        mut self,
+        engine: &Engine,
+        model: &ModelFile,
+        mlps: &[&Mlp<'_>],
+        work: Work,
+    ) -> Result<Decoder, Error> {
+        let (part, layers) = instrumented(engine, model, mlps, Outputs::Model, work)?;
+        if layers != self.layers {
+            return Err(part.interface(
+                format!("the layers of {}: {:?}", self.prompt.model.display(), self.layers),
+                format!("{layers:?}"),
+            ));
+        }
+        self.decode = Some(part);
+        Ok(self)
+    }
+
+    /// The same, with `model` to make logits of hidden states. For [`Outputs::Model`].
+    ///
+    /// # Errors
+    /// The file cannot be read, or ONNX Runtime refuses it.
+    pub fn with_lm_head(
+        mut self,
+        engine: &Engine,
+        model: &ModelFile,
+        work: Work,
+    ) -> Result<Decoder, Error> {
+        let graph = session::encode(model, model.proto().clone())?;
+        self.lm_head = Some(Part::open(engine, &graph, model.path(), work)?);
+        Ok(self)
     }
 
     /// The gated layers with their `d_ff`, ascending.
@@ -75,78 +146,79 @@ impl Decoder {
 
     /// The model file.
     pub fn model(&self) -> &Path {
-        &self.model
-    }
-
-    fn check_inputs(&self) -> Result<(), Error> {
-        let known = |name: &str| {
-            matches!(
-                name,
-                INPUTS_EMBEDS | ATTENTION_MASK | POSITION_IDS | NUM_LOGITS_TO_KEEP | ANSWER_MASK
-            ) || name.starts_with(PAST)
-                || DECODER_INPUTS.contains(&name)
-                || self
-                    .layers
-                    .iter()
-                    .any(|&(layer, _)| name == gate_name(layer))
-        };
-        match self.ports.keys().find(|name| !known(name)) {
-            None if self.ports.contains_key(INPUTS_EMBEDS) => Ok(()),
-            None => Err(self.interface(
-                "an input inputs_embeds",
-                self.ports.keys().cloned().collect::<Vec<_>>().join(", "),
-            )),
-            Some(unknown) => Err(self.interface(
-                "inputs inputs_embeds, attention_mask, position_ids, num_logits_to_keep, past_key_values.*",
-                format!("also '{unknown}'"),
-            )),
-        }
-    }
-
-    fn interface(&self, expected: impl Into<String>, found: impl Into<String>) -> Error {
-        Error::Interface {
-            model: self.model.clone(),
-            expected: expected.into(),
-            found: found.into(),
-        }
-    }
-
-    fn failed(&self, source: ort::Error) -> Error {
-        Error::Run {
-            model: self.model.clone(),
-            source,
-        }
+        &self.prompt.model
     }
 
     /// The weighted sums of the moment over the answer tokens of `batch`. Needs
-    /// [`Outputs::Sums`]. Shorter samples are padded on the right: a causal decoder's tokens do not
-    /// see what follows them, and a padded position has weight 0.
+    /// [`Outputs::Sums`]. Shorter samples are padded on the right, with weight 0; samples that do not
+    /// fit into one run are run one after the other.
     ///
     /// # Errors
-    /// The model fails.
+    /// The model fails, or lacks something.
     pub fn sums(&mut self, batch: &[&Embedded], gates: &Gates) -> Result<Sums, Error> {
-        let mut inputs = self
-            .prompt_inputs(batch, gates)
-            .map_err(|e| self.failed(e))?;
-        let tokens = longest(batch);
-        let mut mask = Array2::<f32>::zeros((batch.len(), tokens));
+        if batch.len() > 1 && !self.fit_together(batch) {
+            let mut total: Option<Sums> = None;
+            for &sample in batch {
+                let one = self.sums_of(&[sample], gates)?;
+                total = Some(match total {
+                    None => one,
+                    Some(mut total) => {
+                        total.weight += one.weight;
+                        for (layer, sum) in one.layers {
+                            total
+                                .layers
+                                .entry(layer)
+                                .and_modify(|all| *all += &sum)
+                                .or_insert(sum);
+                        }
+                        total
+                    }
+                });
+            }
+            return Ok(total.unwrap_or(Sums {
+                layers: BTreeMap::new(),
+                weight: 0.0,
+            }));
+        }
+        self.sums_of(batch, gates)
+    }
+
+    /// Whether these samples can be one run: the graph leaves the batch open, and no sample brings
+    /// tensors of its own for what is padded here.
+    fn fit_together(&self, batch: &[&Embedded]) -> bool {
+        let padded = [
+            &self.names.input_ids,
+            &self.names.inputs_embeds,
+            &self.names.attention_mask,
+            &self.names.position_ids,
+        ];
+        self.prompt.takes_batches(&self.names)
+            && !batch
+                .iter()
+                .flat_map(|sample| &sample.decoder_inputs)
+                .any(|own| padded.contains(&&own.tensor.name))
+    }
+
+    fn sums_of(&mut self, batch: &[&Embedded], gates: &Gates) -> Result<Sums, Error> {
+        let mut inputs = self.prompt_inputs(batch, gates, 0)?;
+        let tokens = batch.iter().map(|sample| sample.input_ids.len()).max();
+        let mut mask = Array2::<f32>::zeros((batch.len(), tokens.unwrap_or(0)));
         for (mut row, sample) in mask.rows_mut().into_iter().zip(batch) {
             row.slice_mut(s![..sample.answer_mask.len()])
                 .assign(&ndarray::aview1(&sample.answer_mask));
         }
         let weight = mask.iter().map(|&weight| f64::from(weight)).sum();
-        if let Some(port) = self.ports.get(ANSWER_MASK) {
-            let mask = port
-                .floats(mask.view().into_dyn())
-                .map_err(|e| self.failed(e))?;
+        if let Some(port) = self.prompt.port(ANSWER_MASK) {
+            let mask = port.floats(mask.view().into_dyn());
+            let mask = mask.map_err(|e| self.prompt.failed(e))?;
             inputs.push((ANSWER_MASK.to_owned(), mask));
         }
-        let model = self.model.clone();
+        let model = self.prompt.model.clone();
         let fail = |source| Error::Run {
             model: model.clone(),
             source,
         };
-        let outputs = self.session.run(inputs).map_err(fail)?;
+        let outputs = self.prompt.session.run(inputs).map_err(fail)?;
         let mut layers = BTreeMap::new();
         for &(layer, _) in &self.layers {
             let value = outputs
@@ -165,21 +237,19 @@ impl Decoder {
     /// [`Outputs::Hidden`].
     ///
     /// # Errors
-    /// The model fails.
+    /// The model fails, or lacks something.
     pub fn hidden(
         &mut self,
         sample: &Embedded,
         gates: &Gates,
     ) -> Result<BTreeMap<usize, Array2<f32>>, Error> {
-        let inputs = self
-            .prompt_inputs(&[sample], gates)
-            .map_err(|e| self.failed(e))?;
-        let model = self.model.clone();
+        let inputs = self.prompt_inputs(&[sample], gates, 0)?;
+        let model = self.prompt.model.clone();
         let fail = |source| Error::Run {
             model: model.clone(),
             source,
         };
-        let outputs = self.session.run(inputs).map_err(fail)?;
+        let outputs = self.prompt.session.run(inputs).map_err(fail)?;
         let mut layers = BTreeMap::new();
         for &(layer, d_ff) in &self.layers {
             let hidden = outputs
@@ -203,322 +273,224 @@ impl Decoder {
     /// The logits of one sample: float32 `[T, vocabulary]`. Needs [`Outputs::Model`].
     ///
     /// # Errors
-    /// The model fails or has no output `logits`.
+    /// The model fails, or has neither logits nor hidden states with an output projection beside it.
     pub fn logits(&mut self, sample: &Embedded, gates: &Gates) -> Result<Array2<f32>, Error> {
-        let inputs = self
-            .prompt_inputs(&[sample], gates)
-            .map_err(|e| self.failed(e))?;
-        let model = self.model.clone();
-        let outputs = self.session.run(inputs).map_err(|source| Error::Run {
+        let inputs = self.prompt_inputs(&[sample], gates, 0)?;
+        let model = self.prompt.model.clone();
+        let outputs = self.prompt.session.run(inputs).map_err(|source| Error::Run {
             model: model.clone(),
             source,
         })?;
-        rows_of(&model, outputs.get(LOGITS))
+        logits_of(&model, &outputs, &self.names, self.lm_head.as_mut(), false)
     }
 
     /// Runs a prompt and keeps the cache: the logits of its last token `[vocabulary]`, and the cache.
     ///
     /// # Errors
-    /// The model fails, or lacks `logits` or an output for one of its cache inputs.
+    /// As [`Decoder::logits`]; an input of the cache has no output.
     pub fn start(
         &mut self,
         prompt: &Embedded,
         gates: &Gates,
     ) -> Result<(Array1<f32>, Cache), Error> {
-        let mut inputs = self
-            .prompt_inputs(&[prompt], gates)
-            .map_err(|e| self.failed(e))?;
-        keep_last(&mut inputs).map_err(|e| self.failed(e))?;
-        self.run_cached(
-            inputs,
-            prompt.input_ids.len(),
-            prompt.decoder_inputs.clone(),
-        )
+        let inputs = self.prompt_inputs(&[prompt], gates, 1)?;
+        let tokens = prompt.input_ids.len();
+        let next = self.decode.as_ref().unwrap_or(&self.prompt);
+        let wanted = wanted(next, &self.names);
+        let run = (&mut self.prompt, self.lm_head.as_mut());
+        let (logits, values) = run_last(run, inputs, &self.names, wanted)?;
+        let past = match values.is_empty() {
+            true => Past::Nothing(Box::new(prompt.clone())),
+            false => Past::Values(values),
+        };
+        Ok((
+            logits,
+            Cache {
+                past,
+                tokens,
+                inputs: prompt.decoder_inputs.clone(),
+            },
+        ))
     }
 
-    /// Runs one more token, `embedding` `[1, 1, d_model]` at `position`, after `cache`.
+    /// Runs one more token at `position` after `cache`.
     ///
     /// # Errors
     /// As [`Decoder::start`].
     pub fn step(
         &mut self,
-        embedding: ArrayView3<'_, f32>,
+        token: &Token,
         position: i64,
         cache: Cache,
         gates: &Gates,
     ) -> Result<(Array1<f32>, Cache), Error> {
         let tokens = cache.tokens + 1;
-        let mut inputs = self
-            .step_inputs(embedding, position, tokens, gates)
-            .map_err(|e| self.failed(e))?;
-        for own in &cache.inputs {
-            let Some(port) = self.ports.get(&own.tensor.name) else {
-                continue;
-            };
-            let value = match own.token_axis {
-                Some(axis) => port.value(&own.tensor.value.last(axis)),
-                None => port.value(&own.tensor.value),
-            };
-            inputs.push((port.name.clone(), value.map_err(|e| self.failed(e))?));
-        }
-        inputs.extend(
-            cache
-                .values
-                .into_iter()
-                .map(|(name, value)| (name, value.into())),
-        );
-        self.run_cached(inputs, tokens, cache.inputs)
-    }
-
-    fn run_cached(
-        &mut self,
-        inputs: Inputs<'_>,
-        tokens: usize,
-        own: Vec<DecoderInput>,
-    ) -> Result<(Array1<f32>, Cache), Error> {
-        let model = self.model.clone();
-        let mut outputs = self.session.run(inputs).map_err(|source| Error::Run {
-            model: model.clone(),
-            source,
-        })?;
-        let logits = rows_of(&model, outputs.get(LOGITS))?;
-        let last = logits
-            .axis_iter(Axis(0))
-            .next_back()
-            .map(|row| row.to_owned());
-        let last = last.ok_or_else(|| Error::Interface {
-            model: model.clone(),
-            expected: "logits of at least one token".into(),
-            found: "none".into(),
-        })?;
-        let mut values = Vec::new();
-        for name in self.ports.keys().filter(|name| name.starts_with(PAST)) {
-            let present = name.replacen(PAST, PRESENT, 1);
-            let value = outputs.remove(&present).ok_or_else(|| Error::Interface {
-                model: model.clone(),
-                expected: format!("an output {present} for the input {name}"),
-                found: "none".into(),
-            })?;
-            values.push((name.clone(), value));
-        }
-        let inputs = own;
+        let values = match cache.past {
+            Past::Values(values) => values,
+            Past::Nothing(mut all) => {
+                all.push(token, position)
+                    .map_err(|e| self.prompt.failed(e))?;
+                return self.start(&all, gates);
+            }
+        };
+        let part = self.decode.as_mut().unwrap_or(&mut self.prompt);
+        let mut run = Run::step(token, position, cache.tokens);
+        run.own = (cache.inputs.iter())
+            .map(|own| NamedTensor {
+                name: own.tensor.name.clone(),
+                value: match own.token_axis {
+                    Some(axis) => own.tensor.value.last(axis),
+                    None => own.tensor.value.clone(),
+                },
+            })
+            .collect();
+        let mut inputs: Inputs<'_> = part.inputs(&run, &self.names, &self.layers, gates)?;
+        inputs.extend(values.into_iter().map(|(name, value)| (name, value.into())));
+        let wanted = wanted(part, &self.names);
+        let run = (part, self.lm_head.as_mut());
+        let (logits, values) = run_last(run, inputs, &self.names, wanted)?;
         Ok((
-            last,
+            logits,
             Cache {
-                values,
+                past: Past::Values(values),
                 tokens,
-                inputs,
+                inputs: cache.inputs,
             },
         ))
     }
 
-    /// The inputs of whole samples, right-padded, with an empty cache.
     fn prompt_inputs(
         &self,
         batch: &[&Embedded],
         gates: &Gates,
-    ) -> Result<Inputs<'static>, ort::Error> {
-        let tokens = longest(batch);
-        let width = batch
-            .first()
-            .map_or(0, |sample| sample.inputs_embeds.dim().2);
-        let mut embeds = Array3::<f32>::zeros((batch.len(), tokens, width));
-        let mut attention = vec![0i64; batch.len() * tokens];
-        for ((mut row, sample), attention) in embeds
-            .outer_iter_mut()
-            .zip(batch)
-            .zip(attention.chunks_mut(tokens.max(1)))
-        {
-            let own = sample.inputs_embeds.index_axis(Axis(0), 0);
-            row.slice_mut(s![..own.nrows(), ..]).assign(&own);
-            attention
-                .iter_mut()
-                .take(own.nrows())
-                .for_each(|position| *position = 1);
-        }
-        let mut inputs = self.gate_inputs(gates)?;
-        for port in self.ports.values() {
-            let value = match port.name.as_str() {
-                INPUTS_EMBEDS => port.floats(embeds.view().into_dyn())?,
-                ATTENTION_MASK => int64s(vec![batch.len(), tokens], attention.clone())?,
-                POSITION_IDS => position_ids(port, batch, tokens)?,
-                NUM_LOGITS_TO_KEEP => int64s(vec![], vec![0])?,
-                name if name.starts_with(PAST) => {
-                    port.empty(self.cache_shape(port, batch.len()))?
-                }
-                name => match decoder_input(name, batch)? {
-                    Some(tensor) => port.value(&tensor)?,
-                    None => continue,
-                },
-            };
-            inputs.push((port.name.clone(), value));
-        }
-        Ok(inputs)
-    }
-
-    fn step_inputs(
-        &self,
-        embedding: ArrayView3<'_, f32>,
-        position: i64,
-        tokens: usize,
-        gates: &Gates,
-    ) -> Result<Inputs<'static>, ort::Error> {
-        let mut inputs = self.gate_inputs(gates)?;
-        for port in self.ports.values() {
-            let value = match port.name.as_str() {
-                INPUTS_EMBEDS => port.floats(embedding.into_dyn())?,
-                ATTENTION_MASK => int64s(vec![1, tokens], vec![1; tokens])?,
-                POSITION_IDS => match port.dims.len() {
-                    3 => {
-                        let rows = rows_of_positions(port);
-                        int64s(vec![rows, 1, 1], vec![position; rows])?
-                    }
-                    _ => int64s(vec![1, 1], vec![position])?,
-                },
-                NUM_LOGITS_TO_KEEP => int64s(vec![], vec![1])?,
-                _ => continue,
-            };
-            inputs.push((port.name.clone(), value));
-        }
-        Ok(inputs)
-    }
-
-    fn gate_inputs(&self, gates: &Gates) -> Result<Inputs<'static>, ort::Error> {
-        let mut inputs = Vec::with_capacity(self.layers.len());
-        for &(layer, d_ff) in &self.layers {
-            let name = gate_name(layer);
-            let Some(port) = self.ports.get(&name) else {
-                continue;
-            };
-            #[allow(clippy::cast_possible_truncation)]
-            let gate: Array1<f32> = match gates.get(&layer) {
-                Some(gates) => gates.mapv(|gate| gate as f32),
-                None => Array1::ones(d_ff),
-            };
-            let value = port.floats(gate.view().into_dyn())?;
-            inputs.push((name, value));
-        }
-        Ok(inputs)
-    }
-
-    /// `[B, n_kv, 0, head_dim]`: dimensions that the graph leaves open are the batch (first) and the
-    /// tokens; sizes it states are kept.
-    fn cache_shape(&self, port: &Port, batch: usize) -> Vec<i64> {
-        port.dims
-            .iter()
-            .enumerate()
-            .map(|(axis, &dim)| match (axis, dim) {
-                (0, _) => i64::try_from(batch).unwrap_or(1),
-                (_, dim) if dim > 0 => dim,
-                _ => 0,
-            })
-            .collect()
+        keep: i64,
+    ) -> Result<Inputs<'static>, Error> {
+        let run = Run::prompts(batch, keep).map_err(|e| self.prompt.failed(e))?;
+        self.prompt.inputs(&run, &self.names, &self.layers, gates)
     }
 }
 
-const INPUTS_EMBEDS: &str = "inputs_embeds";
-const ATTENTION_MASK: &str = "attention_mask";
-const POSITION_IDS: &str = "position_ids";
-const NUM_LOGITS_TO_KEEP: &str = "num_logits_to_keep";
-const PAST: &str = "past_key_values.";
-const PRESENT: &str = "present.";
-const LOGITS: &str = "logits";
-
-fn longest(batch: &[&Embedded]) -> usize {
-    batch
-        .iter()
-        .map(|sample| sample.input_ids.len())
-        .max()
-        .unwrap_or(0)
+fn instrumented(
+    engine: &Engine,
+    model: &ModelFile,
+    mlps: &[&Mlp<'_>],
+    outputs: Outputs,
+    work: Work,
+) -> Result<(Part, Vec<(usize, usize)>), Error> {
+    let patch = Patch::plan(model, mlps, outputs)?;
+    tracing::debug!(%patch, "instrumenting {}", model.path().display());
+    let graph = session::encode(model, patch.apply(model))?;
+    let part = Part::open(engine, &graph, model.path(), work)?;
+    Ok((part, patch.layers()))
 }
 
-/// Asks for the last token's logits only, where the model can be asked.
-fn keep_last(inputs: &mut Inputs<'_>) -> Result<(), ort::Error> {
-    if let Some((_, value)) = inputs
-        .iter_mut()
-        .find(|(name, _)| name == NUM_LOGITS_TO_KEEP)
-    {
-        *value = int64s(vec![], vec![1])?;
-    }
-    Ok(())
+/// The cache inputs of the next run, each with the outputs that may become it.
+fn wanted(next: &Part, names: &DecoderNames) -> Vec<(String, Vec<String>)> {
+    next.cache(names)
+        .map(|(port, present)| (port.name.clone(), present))
+        .collect()
 }
 
-/// How many rows `[rows, B, T]` the model's position ids have: 3 for mRoPE.
-fn rows_of_positions(port: &Port) -> usize {
-    port.dims
-        .first()
-        .and_then(|&rows| usize::try_from(rows).ok())
-        .filter(|&r| r > 0)
-        .unwrap_or(3)
-}
+type Values = Vec<(String, DynValue)>;
 
-/// The batch's tensors for the input `name`, where its samples bring them.
-fn decoder_input(name: &str, batch: &[&Embedded]) -> Result<Option<TensorValue>, ort::Error> {
-    let found: Vec<&DecoderInput> = batch
-        .iter()
-        .filter_map(|sample| {
-            let mut inputs = sample.decoder_inputs.iter();
-            inputs.find(|input| input.tensor.name == name)
-        })
-        .collect();
-    let Some(first) = found.first() else {
-        return Ok(None);
+/// Runs a part: the last token's logits, and the outputs that the next run wants as its cache.
+fn run_last(
+    (part, lm_head): (&mut Part, Option<&mut Part>),
+    inputs: Inputs<'_>,
+    names: &DecoderNames,
+    wanted: Vec<(String, Vec<String>)>,
+) -> Result<(Array1<f32>, Values), Error> {
+    let model = part.model.clone();
+    let mut outputs = part.session.run(inputs).map_err(|source| Error::Run {
+        model: model.clone(),
+        source,
+    })?;
+    let interface = |expected: String| Error::Interface {
+        model: model.clone(),
+        expected,
+        found: "none".into(),
     };
-    let values: Vec<&TensorValue> = found.iter().map(|input| &input.tensor.value).collect();
-    TensorValue::stack(&values, first.token_axis)
-        .filter(|_| found.len() == batch.len())
-        .map(Some)
-        .ok_or_else(|| {
-            ort::Error::new(format!(
-                "the samples of a batch differ in '{name}': run them one by one (batch size 1)"
+    let logits = logits_of(&model, &outputs, names, lm_head, true)?;
+    let last = logits.axis_iter(Axis(0)).next_back();
+    let last = last.map(|row| row.to_owned());
+    let last = last.ok_or_else(|| interface("logits of at least one token".into()))?;
+    let mut values = Vec::with_capacity(wanted.len());
+    for (input, present) in wanted {
+        let value = present.iter().find_map(|output| outputs.remove(output));
+        let value = value.ok_or_else(|| {
+            interface(format!(
+                "an output {} for the input {input}",
+                present.join(" or ")
             ))
-        })
-}
-
-/// `[B, T]`, or `[3, B, T]` where the model's input has three dimensions.
-fn position_ids(
-    port: &Port,
-    batch: &[&Embedded],
-    tokens: usize,
-) -> Result<SessionInputValue<'static>, ort::Error> {
-    let rows = if port.dims.len() == 3 {
-        rows_of_positions(port)
-    } else {
-        1
-    };
-    let mut ids = Array3::<i64>::zeros((rows, batch.len(), tokens));
-    for (sample, row) in batch
-        .iter()
-        .enumerate()
-        .flat_map(|s| (0..rows).map(move |row| (s, row)))
-    {
-        let (index, sample) = sample;
-        let mut place = ids.slice_mut(s![row, index, ..sample.input_ids.len()]);
-        match &sample.position_ids {
-            PositionIds::Sequential(ids) => place.assign(ids),
-            PositionIds::Multimodal(ids) => place.assign(&ids.row(row.min(ids.nrows() - 1))),
-        }
+        })?;
+        values.push((input, value));
     }
-    let shape = match port.dims.len() {
-        3 => vec![rows, batch.len(), tokens],
-        _ => vec![batch.len(), tokens],
-    };
-    int64s(shape, ids.into_raw_vec_and_offset().0)
+    Ok((last, values))
 }
 
-/// Logits `[1, T, V]` as `[T, V]`.
-fn rows_of(model: &Path, logits: Option<&DynValue>) -> Result<Array2<f32>, Error> {
-    let interface = |found: String| Error::Interface {
-        model: model.to_owned(),
-        expected: "an output logits [1, T, vocabulary]".into(),
-        found,
+/// The logits `[T, vocabulary]` among a decoder's outputs, or what its output projection makes of its
+/// hidden states; with `last` those of the last token at least.
+fn logits_of(
+    model: &Path,
+    outputs: &SessionOutputs<'_>,
+    names: &DecoderNames,
+    lm_head: Option<&mut Part>,
+    last: bool,
+) -> Result<Array2<f32>, Error> {
+    if let Some(logits) = outputs.get(names.logits.as_str()) {
+        return rows(model, logits);
+    }
+    let hidden = HIDDEN_STATES.iter().find_map(|name| outputs.get(*name));
+    let (Some(hidden), Some(head)) = (hidden, lm_head) else {
+        return Err(Error::Interface {
+            model: model.to_owned(),
+            expected: format!(
+                "an output {}, or {} with lm_head beside it",
+                names.logits,
+                HIDDEN_STATES.join(" or ")
+            ),
+            found: outputs.keys().collect::<Vec<_>>().join(", "),
+        });
     };
-    let logits = logits.ok_or_else(|| interface("no such output".into()))?;
-    let (shape, data) = to_floats(logits).map_err(|source| Error::Run {
+    let hidden = rows(model, hidden)?;
+    let from = if last { hidden.nrows().saturating_sub(1) } else { 0 };
+    project(head, hidden.slice(s![from.., ..]))
+}
+
+/// Logits `[T, vocabulary]` of hidden states `[T, d_model]`.
+fn project(head: &mut Part, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>, Error> {
+    let Some(port) = head.first_port() else {
+        return Err(head.interface("an input", "none"));
+    };
+    let value = port.floats(hidden.insert_axis(Axis(0)).into_dyn());
+    let value = value.map_err(|e| head.failed(e))?;
+    let inputs = vec![(port.name.clone(), value)];
+    let model = head.model.clone();
+    let fail = |source| Error::Run {
+        model: model.clone(),
+        source,
+    };
+    let outputs = head.session.run(inputs).map_err(fail)?;
+    let first = outputs.values().next().ok_or_else(|| Error::Interface {
+        model: model.clone(),
+        expected: "an output".into(),
+        found: "none".into(),
+    })?;
+    rows(&model, &first)
+}
+
+/// An output `[1, T, size]` as float32 `[T, size]`.
+fn rows(model: &Path, value: &DynValue) -> Result<Array2<f32>, Error> {
+    let (shape, data) = to_floats(value).map_err(|source| Error::Run {
         model: model.to_owned(),
         source,
     })?;
-    let vocabulary = shape.last().copied().unwrap_or(0);
-    let rows = data.len().checked_div(vocabulary).unwrap_or(0);
-    Array2::from_shape_vec((rows, vocabulary), data).map_err(|_| interface(format!("{shape:?}")))
+    let found = format!("{shape:?}");
+    let size = shape.last().copied().unwrap_or(0);
+    let rows = data.len().checked_div(size).unwrap_or(0);
+    Array2::from_shape_vec((rows, size), data).map_err(|_| Error::Interface {
+        model: model.to_owned(),
+        expected: "an output [1, T, size]".into(),
+        found,
+    })
 }

@@ -19,13 +19,14 @@ mod error;
 pub mod fetch;
 pub mod generate;
 pub mod locate;
+mod part;
 mod tensor;
 mod towers;
 
 use ndarray::Array3;
 
 pub use collector::{Collector, Embed, Lvlm};
-pub use decoder::{Cache, Decoder};
+pub use decoder::{Cache, Decoder, Token};
 pub use device::{Device, Placement};
 pub use engine::{Engine, Work};
 pub use error::Error;
@@ -41,8 +42,8 @@ pub struct Embedded {
     pub id: String,
     /// `[T]`.
     pub input_ids: Vec<i64>,
-    /// Float32 `[1, T, d_model]`, image features in place.
-    pub inputs_embeds: Array3<f32>,
+    /// Float32 `[1, T, d_model]`, image features in place; `None` where the decoder takes the ids.
+    pub inputs_embeds: Option<Array3<f32>>,
     /// Position ids of the `T` tokens.
     pub position_ids: PositionIds,
     /// `[T]`: the weight of each position in the statistics.

@@ -1,10 +1,9 @@
 //! Between ndarray and the runtime's values.
 
-use half::f16;
-use ndarray::ArrayViewD;
-use ort::memory::Allocator;
+use half::{bf16, f16};
+use ndarray::{ArrayD, ArrayViewD};
 use ort::session::SessionInputValue;
-use ort::value::{DynTensor, DynValue, Outlet, Tensor, TensorElementType, ValueType};
+use ort::value::{DynValue, Outlet, Tensor, TensorElementType, ValueType};
 
 use crate::preprocess::TensorValue;
 
@@ -40,6 +39,10 @@ impl Port {
                 let data: Vec<f16> = array.iter().map(|&value| f16::from_f32(value)).collect();
                 Tensor::from_array((shape, data))?.into()
             }
+            TensorElementType::Bfloat16 => {
+                let data: Vec<bf16> = array.iter().map(|&value| bf16::from_f32(value)).collect();
+                Tensor::from_array((shape, data))?.into()
+            }
             _ => Tensor::from_array((shape, array.iter().copied().collect::<Vec<f32>>()))?.into(),
         })
     }
@@ -71,12 +74,15 @@ impl Port {
         })
     }
 
-    /// A value for this input that holds nothing: `shape` has a 0.
-    pub(super) fn empty(&self, shape: Vec<i64>) -> Result<SessionInputValue<'static>, ort::Error> {
-        Ok(DynTensor::new(&Allocator::default(), self.element, shape)?
-            .into_dyn()
-            .into())
+    /// A value of zeros for this input; of nothing where `shape` has a 0.
+    pub(super) fn zeros(&self, shape: &[usize]) -> Result<SessionInputValue<'static>, ort::Error> {
+        self.floats(ArrayD::zeros(shape).view())
     }
+}
+
+/// A value of one truth, `[1]`.
+pub(super) fn boolean(value: bool) -> Result<SessionInputValue<'static>, ort::Error> {
+    Ok(Tensor::from_array(([1usize], vec![value]))?.into())
 }
 
 /// An int64 value.
@@ -99,6 +105,12 @@ pub(super) fn to_floats(value: &DynValue) -> Result<Floats, ort::Error> {
             .collect()
     };
     if let Ok((shape, data)) = value.try_extract_tensor::<f16>() {
+        return Ok((
+            dims(shape),
+            data.iter().map(|value| value.to_f32()).collect(),
+        ));
+    }
+    if let Ok((shape, data)) = value.try_extract_tensor::<bf16>() {
         return Ok((
             dims(shape),
             data.iter().map(|value| value.to_f32()).collect(),

@@ -1,0 +1,395 @@
+//! One graph of the decoder in a session, and what it is fed.
+//!
+//! In: a [`Run`]: some tokens of one or more samples, with what is known of them. Out: the values of
+//! the inputs that the graph has, each in the type and rank that the graph states. An input that
+//! nothing is known for is an error that names it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use ndarray::{Array1, Array2, Array3, ArrayD, Axis, concatenate, s};
+use ort::session::{Session, SessionInputValue};
+
+use super::engine::{Engine, Work};
+use super::tensor::{Port, boolean, int64s};
+use super::{Embedded, Error};
+use crate::bundle::DecoderNames;
+use crate::graph::session::SessionModel;
+use crate::graph::{ANSWER_MASK, gate_name};
+use crate::kvw::Gates;
+use crate::preprocess::{DecoderInput, NamedTensor, PositionIds, TensorValue};
+
+/// The inputs of a session.
+pub(super) type Inputs<'a> = Vec<(String, SessionInputValue<'a>)>;
+
+/// How many of the last tokens' logits are wanted; 0: all.
+const NUM_LOGITS_TO_KEEP: &str = "num_logits_to_keep";
+/// Whether a merged decoder takes the branch that reads the cache.
+const USE_CACHE_BRANCH: &str = "use_cache_branch";
+
+/// A graph in a session.
+pub(super) struct Part {
+    pub(super) model: PathBuf,
+    pub(super) session: Session,
+    ports: BTreeMap<String, Port>,
+}
+
+/// What one run computes: `T` tokens of `B` samples, after `P` that the cache holds.
+pub(super) struct Run {
+    /// `[B, T]`.
+    pub(super) ids: Array2<i64>,
+    /// Float32 `[B, T, d_model]`, where the tokens were embedded.
+    pub(super) embeds: Option<Array3<f32>>,
+    /// `[B, P + T]`: 1 for a token, 0 for padding.
+    pub(super) attention: Array2<i64>,
+    /// `[4, B, T]`: each token's number, then its temporal, height and width position.
+    pub(super) positions: Array3<i64>,
+    /// Tokens whose logits are wanted, from the last back; 0: all.
+    pub(super) keep: i64,
+    /// Whether a cache is given.
+    pub(super) cached: bool,
+    /// What the samples bring for inputs by their name. It overrules the above.
+    pub(super) own: Vec<NamedTensor>,
+}
+
+impl Part {
+    pub(super) fn open(
+        engine: &Engine,
+        graph: &SessionModel,
+        model: &Path,
+        work: Work,
+    ) -> Result<Part, Error> {
+        let session = engine.open(graph, model, work)?;
+        let ports = session.inputs().iter().filter_map(Port::of);
+        let ports = ports.map(|port| (port.name.clone(), port)).collect();
+        Ok(Part {
+            model: model.to_owned(),
+            session,
+            ports,
+        })
+    }
+
+    pub(super) fn port(&self, name: &str) -> Option<&Port> {
+        self.ports.get(name)
+    }
+
+    /// The only input that is no gate.
+    pub(super) fn first_port(&self) -> Option<&Port> {
+        self.ports.values().next()
+    }
+
+    /// The cache's inputs, each with the outputs that may become it.
+    pub(super) fn cache<'p>(
+        &'p self,
+        names: &'p DecoderNames,
+    ) -> impl Iterator<Item = (&'p Port, Vec<String>)> {
+        self.ports
+            .values()
+            .filter_map(|port| Some((port, names.present(&port.name)?)))
+    }
+
+    /// Whether several samples fit into one run.
+    pub(super) fn takes_batches(&self, names: &DecoderNames) -> bool {
+        let main = [&names.inputs_embeds, &names.input_ids];
+        let main = main.into_iter().find_map(|name| self.ports.get(name));
+        main.is_some_and(|port| port.dims.first().is_none_or(|&size| size != 1))
+    }
+
+    pub(super) fn failed(&self, source: ort::Error) -> Error {
+        Error::Run {
+            model: self.model.clone(),
+            source,
+        }
+    }
+
+    pub(super) fn interface(&self, expected: impl Into<String>, found: impl Into<String>) -> Error {
+        Error::Interface {
+            model: self.model.clone(),
+            expected: expected.into(),
+            found: found.into(),
+        }
+    }
+
+    /// The values of the graph's inputs. Those of the cache are left out where `run.cached`, and are
+    /// empty otherwise; the answer mask is the caller's.
+    pub(super) fn inputs(
+        &self,
+        run: &Run,
+        names: &DecoderNames,
+        layers: &[(usize, usize)],
+        gates: &Gates,
+    ) -> Result<Inputs<'static>, Error> {
+        let mut inputs = self.gates(layers, gates).map_err(|e| self.failed(e))?;
+        let gated: Vec<String> = inputs.iter().map(|(name, _)| name.clone()).collect();
+        for port in self.ports.values() {
+            if port.name == ANSWER_MASK || gated.contains(&port.name) {
+                continue;
+            }
+            let cache = names.present(&port.name).is_some();
+            if cache && run.cached {
+                continue;
+            }
+            let value = match self.value(port, run, names).map_err(|e| self.failed(e))? {
+                Some(value) => value,
+                None if cache => self
+                    .empty(port, run.ids.nrows(), names)
+                    .map_err(|e| self.failed(e))?,
+                None => return Err(self.unknown(port, run)),
+            };
+            inputs.push((port.name.clone(), value));
+        }
+        Ok(inputs)
+    }
+
+    fn value(
+        &self,
+        port: &Port,
+        run: &Run,
+        names: &DecoderNames,
+    ) -> Result<Option<SessionInputValue<'static>>, ort::Error> {
+        if let Some(own) = run.own.iter().find(|own| own.name == port.name) {
+            return port.value(&own.value).map(Some);
+        }
+        let name = port.name.as_str();
+        let integers = |array: &Array2<i64>| {
+            port.value(&TensorValue::Integers(array.clone().into_dyn()))
+                .map(Some)
+        };
+        if name == names.inputs_embeds {
+            let embeds = run.embeds.as_ref();
+            return embeds
+                .map(|embeds| port.floats(embeds.view().into_dyn()))
+                .transpose();
+        }
+        if name == names.input_ids {
+            return integers(&run.ids);
+        }
+        if name == names.attention_mask {
+            return integers(&run.attention);
+        }
+        if name == names.position_ids {
+            let ids = positions(&port.dims, &run.positions);
+            return port.value(&TensorValue::Integers(ids)).map(Some);
+        }
+        match name {
+            NUM_LOGITS_TO_KEEP => int64s(vec![], vec![run.keep]).map(Some),
+            USE_CACHE_BRANCH => boolean(run.cached).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// A cache of no tokens. States of a fixed size begin with zeros.
+    fn empty(
+        &self,
+        port: &Port,
+        batch: usize,
+        names: &DecoderNames,
+    ) -> Result<SessionInputValue<'static>, ort::Error> {
+        let last = port.dims.len().saturating_sub(1);
+        let shape: Vec<usize> = (port.dims.iter().enumerate())
+            .map(|(axis, &dim)| match usize::try_from(dim) {
+                _ if axis == 0 => batch,
+                Ok(dim) if dim > 0 => dim,
+                _ if axis == last => names.head_size.unwrap_or(0),
+                _ => 0,
+            })
+            .collect();
+        port.zeros(&shape)
+    }
+
+    fn gates(
+        &self,
+        layers: &[(usize, usize)],
+        gates: &Gates,
+    ) -> Result<Inputs<'static>, ort::Error> {
+        let mut inputs = Vec::with_capacity(layers.len());
+        for &(layer, d_ff) in layers {
+            let name = gate_name(layer);
+            let Some(port) = self.ports.get(&name) else {
+                continue;
+            };
+            #[allow(clippy::cast_possible_truncation)]
+            let gate: Array1<f32> = match gates.get(&layer) {
+                Some(gates) => gates.mapv(|gate| gate as f32),
+                None => Array1::ones(d_ff),
+            };
+            let value = port.floats(gate.view().into_dyn())?;
+            inputs.push((name, value));
+        }
+        Ok(inputs)
+    }
+
+    fn unknown(&self, port: &Port, run: &Run) -> Error {
+        let mut known = vec!["input_ids", "attention_mask", "position_ids"];
+        known.extend(run.embeds.iter().map(|_| "inputs_embeds"));
+        known.extend(run.own.iter().map(|own| own.name.as_str()));
+        self.interface(
+            format!(
+                "a value for its input '{}' {:?}, with -1 for an open dimension",
+                port.name, port.dims
+            ),
+            format!("values for {}", known.join(", ")),
+        )
+    }
+}
+
+impl Run {
+    /// Whole samples, shorter ones padded on the right: a causal decoder's tokens do not see what
+    /// follows them.
+    pub(super) fn prompts(batch: &[&Embedded], keep: i64) -> Result<Run, ort::Error> {
+        let tokens = batch.iter().map(|sample| sample.input_ids.len()).max();
+        let tokens = tokens.unwrap_or(0);
+        let mut run = Run {
+            ids: Array2::zeros((batch.len(), tokens)),
+            embeds: embeddings(batch, tokens)?,
+            attention: Array2::zeros((batch.len(), tokens)),
+            positions: Array3::zeros((4, batch.len(), tokens)),
+            keep,
+            cached: false,
+            own: own_inputs(batch)?,
+        };
+        for (index, sample) in batch.iter().enumerate() {
+            let own = sample.input_ids.len();
+            let ids = ndarray::aview1(&sample.input_ids);
+            run.ids.slice_mut(s![index, ..own]).assign(&ids);
+            run.attention.slice_mut(s![index, ..own]).fill(1);
+            let numbers: Array1<i64> = (0..).take(own).collect();
+            let mut place = run.positions.slice_mut(s![.., index, ..own]);
+            place.row_mut(0).assign(&numbers);
+            let mut three = place.slice_mut(s![1.., ..]);
+            match &sample.position_ids {
+                PositionIds::Sequential(ids) => three.assign(&ids.broadcast((3, own)).ok_or_else(
+                    || ort::Error::new(format!("{}: positions of another length", sample.id)),
+                )?),
+                PositionIds::Multimodal(ids) if ids.dim() == (3, own) => three.assign(ids),
+                PositionIds::Multimodal(ids) => {
+                    return Err(ort::Error::new(format!(
+                        "{}: expected positions [3, {own}], found {:?}",
+                        sample.id,
+                        ids.shape()
+                    )));
+                }
+            }
+        }
+        Ok(run)
+    }
+
+    /// One more token of one sample, after `past` others.
+    pub(super) fn step(token: &super::Token, position: i64, past: usize) -> Run {
+        let number = i64::try_from(past).unwrap_or(i64::MAX);
+        let mut positions = Array3::from_elem((4, 1, 1), position);
+        positions.slice_mut(s![0, .., ..]).fill(number);
+        Run {
+            ids: Array2::from_elem((1, 1), token.id),
+            embeds: token.embedding.clone(),
+            attention: Array2::ones((1, past + 1)),
+            positions,
+            keep: 1,
+            cached: true,
+            own: Vec::new(),
+        }
+    }
+}
+
+/// The batch's embeddings `[B, T, d_model]`, where all samples have some.
+fn embeddings(batch: &[&Embedded], tokens: usize) -> Result<Option<Array3<f32>>, ort::Error> {
+    let embedded: Option<Vec<&Array3<f32>>> = batch
+        .iter()
+        .map(|sample| sample.inputs_embeds.as_ref())
+        .collect();
+    let Some(embedded) = embedded else {
+        return Ok(None);
+    };
+    let width = embedded.first().map_or(0, |embeds| embeds.dim().2);
+    let mut all = Array3::zeros((batch.len(), tokens, width));
+    for ((mut row, own), sample) in all.outer_iter_mut().zip(embedded).zip(batch) {
+        if own.dim() != (1, sample.input_ids.len(), width) {
+            return Err(ort::Error::new(format!(
+                "{}: expected embeddings [1, {}, {width}], found {:?}",
+                sample.id,
+                sample.input_ids.len(),
+                own.shape()
+            )));
+        }
+        let own = own.index_axis(Axis(0), 0);
+        row.slice_mut(s![..own.nrows(), ..]).assign(&own);
+    }
+    Ok(Some(all))
+}
+
+/// The batch's own tensors, those of one name stacked.
+fn own_inputs(batch: &[&Embedded]) -> Result<Vec<NamedTensor>, ort::Error> {
+    let mut names: Vec<&str> = batch
+        .iter()
+        .flat_map(|sample| &sample.decoder_inputs)
+        .map(|input| input.tensor.name.as_str())
+        .collect();
+    names.sort_unstable();
+    names.dedup();
+    let stack = |name: &str| {
+        let found: Vec<&DecoderInput> = batch
+            .iter()
+            .filter_map(|sample| {
+                let mut inputs = sample.decoder_inputs.iter();
+                inputs.find(|input| input.tensor.name == name)
+            })
+            .collect();
+        let values: Vec<&TensorValue> = found.iter().map(|input| &input.tensor.value).collect();
+        let token_axis = found.first().and_then(|input| input.token_axis);
+        let value = match values.as_slice() {
+            [one] if batch.len() == 1 => Some((*one).clone()),
+            values if values.len() == batch.len() => TensorValue::stack(values, token_axis),
+            _ => None,
+        };
+        value
+            .map(|value| NamedTensor {
+                name: name.to_owned(),
+                value,
+            })
+            .ok_or_else(|| {
+                ort::Error::new(format!(
+                    "the samples of a batch differ in '{name}': run them one by one (batch size 1)"
+                ))
+            })
+    };
+    names.into_iter().map(stack).collect()
+}
+
+/// Position ids in the shape of the model's input: `[B, T]`; `[3, B, T]`; or `[4, B, T]`, where the first
+/// row is the token's number.
+fn positions(dims: &[i64], all: &Array3<i64>) -> ArrayD<i64> {
+    match (dims.len(), dims.first()) {
+        (3, Some(4)) => all.clone().into_dyn(),
+        (3, _) => all.slice(s![1.., .., ..]).to_owned().into_dyn(),
+        _ => all.index_axis(Axis(0), 1).to_owned().into_dyn(),
+    }
+}
+
+impl Embedded {
+    /// These tokens and one more: the prompt of the next step of a decoder that has no cache.
+    pub(super) fn push(&mut self, token: &super::Token, position: i64) -> Result<(), ort::Error> {
+        let shape = |error: ndarray::ShapeError| ort::Error::new(error.to_string());
+        self.input_ids.push(token.id);
+        self.answer_mask.push(0.0);
+        if let (Some(embeds), Some(embedding)) = (&mut self.inputs_embeds, &token.embedding) {
+            let joined = concatenate(Axis(1), &[embeds.view(), embedding.view()]).map_err(shape)?;
+            *embeds = joined;
+        }
+        match &mut self.position_ids {
+            PositionIds::Sequential(ids) => ids
+                .push(Axis(0), ndarray::arr0(position).view())
+                .map_err(shape)?,
+            PositionIds::Multimodal(ids) => {
+                let column = Array1::from_elem(ids.nrows(), position);
+                ids.push(Axis(1), column.view()).map_err(shape)?;
+            }
+        }
+        self.next_position = position + 1;
+        for own in &mut self.decoder_inputs {
+            if let Some(axis) = own.token_axis {
+                own.tensor.value = own.tensor.value.with_last_repeated(axis);
+            }
+        }
+        Ok(())
+    }
+}
