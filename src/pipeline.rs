@@ -14,7 +14,7 @@ use std::path::Path;
 
 use ndarray::{Array1, Axis};
 
-use crate::bundle::{Bundle, OnnxFile};
+use crate::bundle::{Bundle, OnnxFile, check_one_model};
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, ModelIdentity};
 use crate::graph::{Index, Mlp, Outputs, Tower};
@@ -47,7 +47,7 @@ pub enum Error {
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
     /// A model whose samples cannot be made into decoder inputs here.
-    #[error("{}: expected a decoder with embed_tokens beside it, found {found}", folder.display())]
+    #[error("{}: expected a decoder that takes input_ids, or a token embedding beside it, found {found}", folder.display())]
     NotRunnable {
         /// The model folder.
         folder: std::path::PathBuf,
@@ -117,6 +117,9 @@ pub struct Model<'a> {
     bundle: &'a Bundle,
     decoder_file: &'a OnnxFile,
     model: ModelFile,
+    /// The decoder of further tokens, where it is a file of its own.
+    decode: Option<(&'a OnnxFile, ModelFile)>,
+    lm_head: Option<ModelFile>,
     engine: &'a Engine,
     /// Preprocessing and towers.
     pub lvlm: Lvlm,
@@ -135,22 +138,44 @@ impl<'a> Model<'a> {
         forwards: usize,
     ) -> Result<Model<'a>, Error> {
         let components = bundle.components(variant)?;
-        let embed_tokens = components.embed_tokens.ok_or_else(|| Error::NotRunnable {
-            folder: bundle.folder().to_owned(),
-            found: "no token embedding",
-        })?;
+        let open = |file: &OnnxFile| ModelFile::open(&file.path, &Limits::default());
+        let model = open(components.decoder)?;
+        let decode = components.decode.map(|file| Ok((file, open(file)?)));
+        let decode = decode.transpose().map_err(Error::Onnx)?;
+        let lm_head = components.lm_head.map(open).transpose()?;
+        let embed_tokens = components.embed_tokens.map(open).transpose()?;
+        let together = [
+            Some((components.decoder, &model)),
+            decode.as_ref().map(|(file, model)| (*file, model)),
+            components.lm_head.zip(lm_head.as_ref()),
+            components.embed_tokens.zip(embed_tokens.as_ref()),
+        ];
+        let together: Vec<_> = together.into_iter().flatten().collect();
+        check_one_model(bundle, &together)?;
+        let takes = |name: &str| model.graph().input.iter().any(|input| input.name() == name);
+        if takes(&bundle.decoder_names().inputs_embeds) && components.embed_tokens.is_none() {
+            return Err(Error::NotRunnable {
+                folder: bundle.folder().to_owned(),
+                found: "no token embedding",
+            });
+        }
         let family = open_family(bundle.folder())?;
-        let towers = Towers::open(
+        let mut towers = Towers::open(
             engine,
             components.vision_encoder.map(|file| file.path.as_path()),
-            &embed_tokens.path,
+            components.embed_tokens.map(|file| file.path.as_path()),
             family.image_token_id(),
             Work::Forwards(forwards),
         )?;
+        if takes("pixel_values") {
+            towers = towers.with_seeing_decoder();
+        }
         Ok(Model {
             bundle,
             decoder_file: components.decoder,
-            model: ModelFile::open(&components.decoder.path, &Limits::default())?,
+            model,
+            decode,
+            lm_head,
             engine,
             lvlm: Lvlm {
                 family,
@@ -186,19 +211,43 @@ impl<'a> Model<'a> {
         outputs: Outputs,
         forwards: usize,
     ) -> Result<Decoder, Error> {
+        let work = Work::Forwards(forwards);
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
         edit::check_layers(self.bundle, self.decoder_file, &mlps)?;
         check_range(layers, &mlps)?;
-        Ok(self.with_mlps(layers, |mlps| {
-            Decoder::open(
-                self.engine,
-                &self.model,
-                &mlps,
-                outputs,
-                Work::Forwards(forwards),
-            )
-        })?)
+        let decoder = Decoder::open_named(
+            self.engine,
+            self.bundle.decoder_names().clone(),
+            &self.model,
+            &of_layers(&mlps, layers),
+            outputs,
+            work,
+        )?;
+        if outputs != Outputs::Model {
+            return Ok(decoder);
+        }
+        self.completed(decoder, Some(layers), work)
+    }
+
+    /// Adds the files that generating needs, the decoder of further tokens gated like `decoder`.
+    fn completed(
+        &self,
+        mut decoder: Decoder,
+        layers: Option<LayerRange>,
+        work: Work,
+    ) -> Result<Decoder, Error> {
+        if let Some((file, model)) = &self.decode {
+            let index = Index::new(model.graph());
+            let mlps = edit::mlps(self.bundle, file, &index);
+            edit::check_layers(self.bundle, file, &mlps)?;
+            let mlps = layers.map_or_else(Vec::new, |layers| of_layers(&mlps, layers));
+            decoder = decoder.with_decode(self.engine, model, &mlps, work)?;
+        }
+        if let Some(model) = &self.lm_head {
+            decoder = decoder.with_lm_head(self.engine, model, work)?;
+        }
+        Ok(decoder)
     }
 
     /// The model as it is: no layer tapped, no gate, its own outputs.
@@ -207,13 +256,15 @@ impl<'a> Model<'a> {
     /// ONNX Runtime refuses the model.
     pub fn plain_decoder(&self, forwards: usize) -> Result<Decoder, Error> {
         let work = Work::Forwards(forwards);
-        Ok(Decoder::open(
+        let decoder = Decoder::open_named(
             self.engine,
+            self.bundle.decoder_names().clone(),
             &self.model,
             &[],
             Outputs::Model,
             work,
-        )?)
+        )?;
+        self.completed(decoder, None, work)
     }
 
     /// Norms of the knowledge vectors of each down projection, float64 `[d_ff]` by layer.
@@ -236,11 +287,7 @@ impl<'a> Model<'a> {
     fn with_mlps<T>(&self, layers: LayerRange, f: impl FnOnce(Vec<&Mlp<'_>>) -> T) -> T {
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
-        f(mlps
-            .iter()
-            .filter(|mlp| mlp.tower == Tower::Language)
-            .filter(|mlp| mlp.layer.is_some_and(|layer| layers.contains(layer)))
-            .collect())
+        f(of_layers(&mlps, layers))
     }
 
     /// Prepares every sample and forgets the result: an answer that the template changes or an image
@@ -311,6 +358,14 @@ impl<'a> Model<'a> {
             watch,
         )?)
     }
+}
+
+/// The language tower's MLPs of the layers `layers`.
+fn of_layers<'s, 'm>(mlps: &'s [Mlp<'m>], layers: LayerRange) -> Vec<&'s Mlp<'m>> {
+    mlps.iter()
+        .filter(|mlp| mlp.tower == Tower::Language)
+        .filter(|mlp| mlp.layer.is_some_and(|layer| layers.contains(layer)))
+        .collect()
 }
 
 /// Refuses a range that reaches past the language tower's layers: nobody asked for a part of it.

@@ -109,7 +109,12 @@ fn run_plain(session: &mut Session, sample: &Embedded) -> Result<()> {
         let value: SessionInputValue<'_> = match input.name() {
             "inputs_embeds" => Tensor::from_array((
                 vec![1, tokens, D_MODEL],
-                sample.inputs_embeds.iter().copied().collect::<Vec<_>>(),
+                sample
+                    .inputs_embeds
+                    .iter()
+                    .flatten()
+                    .copied()
+                    .collect::<Vec<_>>(),
             ))?
             .into(),
             "attention_mask" => Tensor::from_array((vec![1, tokens], vec![1i64; tokens]))?.into(),
@@ -178,7 +183,7 @@ pub(crate) fn sample(seed: u64) -> Embedded {
     Embedded {
         id: format!("random-{seed}"),
         input_ids: vec![0; TOKENS],
-        inputs_embeds,
+        inputs_embeds: Some(inputs_embeds),
         position_ids: PositionIds::Multimodal(positions),
         answer_mask: (0..TOKENS).map(|t| f32::from(counts(t))).collect(),
         next_position: TOKENS as i64,

@@ -116,7 +116,11 @@ impl Decoder {
         let (part, layers) = instrumented(engine, model, mlps, Outputs::Model, work)?;
         if layers != self.layers {
             return Err(part.interface(
-                format!("the layers of {}: {:?}", self.prompt.model.display(), self.layers),
+                format!(
+                    "the layers of {}: {:?}",
+                    self.prompt.model.display(),
+                    self.layers
+                ),
                 format!("{layers:?}"),
             ));
         }
@@ -277,10 +281,14 @@ impl Decoder {
     pub fn logits(&mut self, sample: &Embedded, gates: &Gates) -> Result<Array2<f32>, Error> {
         let inputs = self.prompt_inputs(&[sample], gates, 0)?;
         let model = self.prompt.model.clone();
-        let outputs = self.prompt.session.run(inputs).map_err(|source| Error::Run {
-            model: model.clone(),
-            source,
-        })?;
+        let outputs = self
+            .prompt
+            .session
+            .run(inputs)
+            .map_err(|source| Error::Run {
+                model: model.clone(),
+                source,
+            })?;
         logits_of(&model, &outputs, &self.names, self.lm_head.as_mut(), false)
     }
 
@@ -453,7 +461,11 @@ fn logits_of(
         });
     };
     let hidden = rows(model, hidden)?;
-    let from = if last { hidden.nrows().saturating_sub(1) } else { 0 };
+    let from = if last {
+        hidden.nrows().saturating_sub(1)
+    } else {
+        0
+    };
     project(head, hidden.slice(s![from.., ..]))
 }
 

@@ -38,6 +38,11 @@ pub enum Error {
         /// What this one has.
         found: String,
     },
+    /// A sample has an image, and nothing in the model takes one.
+    #[error(
+        "expected a sample without an image, because the model has no vision encoder, found one"
+    )]
+    NoVision,
     /// A sample could not be prepared.
     #[error(transparent)]
     Preprocess(#[from] crate::preprocess::Error),
@@ -62,6 +67,10 @@ impl Error {
             Error::Device(source) => return source.hint(),
             Error::Session { source, .. } if source.message().contains("NOT_IMPLEMENTED") => {
                 "this build of ONNX Runtime lacks an operator for the model's type (bfloat16 does not run on CPU): choose another --variant or --device"
+                    .into()
+            }
+            Error::NoVision => {
+                "leave `image` out of the samples, or add the vision encoder to the model's folder"
                     .into()
             }
             Error::Interface { .. } => "`kvw inspect` shows the files and their roles".into(),

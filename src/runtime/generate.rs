@@ -49,8 +49,8 @@ pub fn greedy(
         if ids.len() == max_new_tokens {
             break;
         }
-        let embedding = lvlm.towers.embed(&[id])?;
-        (logits, cache) = decoder.step(embedding.view(), position, cache, gates)?;
+        let token = lvlm.towers.token(id)?;
+        (logits, cache) = decoder.step(&token, position, cache, gates)?;
         position += 1;
     }
     let text = lvlm.family.tokenizer().decode(&ids, true)?;

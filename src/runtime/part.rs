@@ -73,7 +73,7 @@ impl Part {
         self.ports.get(name)
     }
 
-    /// The only input that is no gate.
+    /// The first input, by name.
     pub(super) fn first_port(&self) -> Option<&Port> {
         self.ports.values().next()
     }
@@ -258,9 +258,11 @@ impl Run {
             place.row_mut(0).assign(&numbers);
             let mut three = place.slice_mut(s![1.., ..]);
             match &sample.position_ids {
-                PositionIds::Sequential(ids) => three.assign(&ids.broadcast((3, own)).ok_or_else(
-                    || ort::Error::new(format!("{}: positions of another length", sample.id)),
-                )?),
+                PositionIds::Sequential(ids) => {
+                    three.assign(&ids.broadcast((3, own)).ok_or_else(|| {
+                        ort::Error::new(format!("{}: positions of another length", sample.id))
+                    })?)
+                }
                 PositionIds::Multimodal(ids) if ids.dim() == (3, own) => three.assign(ids),
                 PositionIds::Multimodal(ids) => {
                     return Err(ort::Error::new(format!(

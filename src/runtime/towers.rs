@@ -1,16 +1,17 @@
 //! What comes before the decoder: token embeddings and image features.
 //!
-//! In: token ids and an image's pixel values. Out: `inputs_embeds`, with the image features in place.
-//! Neither depends on the gates, so an image is encoded once however often its sample is run.
+//! In: token ids and an image's pixel values. Out: `inputs_embeds`, with the image features in place;
+//! what the model leaves to its decoder is handed on as it is. Neither depends on the gates, so an
+//! image is encoded once however often its sample is run.
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, ArrayD, Ix3};
+use ndarray::{Array2, Array3, ArrayD, Ix3, aview1};
 use ort::session::Session;
 
 use super::engine::{Engine, Work};
-use super::tensor::{Port, int64s, to_floats};
-use super::{Embedded, Error};
+use super::tensor::{Port, to_floats};
+use super::{Embedded, Error, Token};
 use crate::graph::session;
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{
@@ -55,6 +56,42 @@ impl Component {
             })
     }
 
+    /// Whether this is a token embedding that puts image features in place itself.
+    fn merges(&self) -> bool {
+        self.inputs.iter().any(|port| port.name != INPUT_IDS)
+    }
+
+    /// The embeddings of `ids`: float32 `[1, T, d_model]`. `features`, `[tokens, d_model]`, are for an
+    /// embedding that merges.
+    fn embed(&mut self, ids: &[i64], features: Option<Array2<f32>>) -> Result<Array3<f32>, Error> {
+        let fail = |source| Error::Run {
+            model: self.model.clone(),
+            source,
+        };
+        let port = self.input(&[INPUT_IDS])?;
+        let ids = TensorValue::Integers(aview1(ids).to_owned().into_dyn()).with_rank(2);
+        let mut inputs = vec![(port.name.clone(), port.value(&ids).map_err(fail)?)];
+        for port in self.inputs.iter().filter(|port| port.name != INPUT_IDS) {
+            let width = port.dims.last().copied().unwrap_or(0);
+            let width = usize::try_from(width).unwrap_or(0);
+            let features = features
+                .clone()
+                .unwrap_or_else(|| Array2::zeros((0, width)));
+            let features = TensorValue::Floats(features.into_dyn());
+            inputs.push((port.name.clone(), port.value(&features).map_err(fail)?));
+        }
+        let outputs = self.run(inputs)?;
+        let embeds = outputs.into_iter().next().and_then(floats);
+        let found = format!("{:?}", embeds.as_ref().map(ArrayD::shape));
+        embeds
+            .and_then(|embeds| embeds.into_dimensionality::<Ix3>().ok())
+            .ok_or_else(|| Error::Interface {
+                model: self.model.clone(),
+                expected: "inputs_embeds [1, T, d_model]".into(),
+                found,
+            })
+    }
+
     /// The outputs, as float32, in the graph's order.
     fn run(
         &mut self,
@@ -90,55 +127,69 @@ impl Component {
 /// The vision encoder and the token embedding of one model.
 pub struct Towers {
     vision: Option<Component>,
-    embed_tokens: Component,
+    embed_tokens: Option<Component>,
     features: FeatureCache,
     image_token_id: Option<i64>,
+    /// Whether images go to the decoder as they are: a model of one file.
+    decoder_sees: bool,
 }
 
+const INPUT_IDS: &str = "input_ids";
+
 impl Towers {
-    /// Opens both. `vision` is absent in a text-only model. Image features replace the embeddings of
-    /// `image_token_id`; without one, the vision encoder's outputs are handed to the decoder by name.
+    /// Opens both. `vision` is absent in a text-only model, `embed_tokens` where the decoder takes
+    /// ids. Image features replace the embeddings of `image_token_id` (an embedding that takes features
+    /// does that itself); without one, the vision encoder's outputs are handed to the decoder by name.
     ///
     /// # Errors
     /// A file cannot be read, or ONNX Runtime refuses it.
     pub fn open(
         engine: &Engine,
         vision: Option<&Path>,
-        embed_tokens: &Path,
+        embed_tokens: Option<&Path>,
         image_token_id: Option<i64>,
         work: Work,
     ) -> Result<Towers, Error> {
+        let open = |path: Option<&Path>| {
+            path.map(|path| Component::open(engine, path, work))
+                .transpose()
+        };
         Ok(Towers {
-            vision: vision
-                .map(|path| Component::open(engine, path, work))
-                .transpose()?,
-            embed_tokens: Component::open(engine, embed_tokens, work)?,
+            vision: open(vision)?,
+            embed_tokens: open(embed_tokens)?,
             features: FeatureCache::default(),
             image_token_id,
+            decoder_sees: false,
         })
     }
 
-    /// The embeddings of `ids`: float32 `[1, T, d_model]`.
+    /// The same, with images handed to the decoder as they are: both towers are in its graph.
+    #[must_use]
+    pub fn with_seeing_decoder(mut self) -> Towers {
+        self.decoder_sees = true;
+        self
+    }
+
+    /// The embeddings of `ids`: float32 `[1, T, d_model]`; `None` where the decoder makes them.
     ///
     /// # Errors
     /// The model fails, or its output has another shape.
-    pub fn embed(&mut self, ids: &[i64]) -> Result<Array3<f32>, Error> {
-        let component = &mut self.embed_tokens;
-        let name = component.input(&["input_ids"])?.name.clone();
-        let ids = int64s(vec![1, ids.len()], ids.to_vec()).map_err(|source| Error::Run {
-            model: component.model.clone(),
-            source,
-        })?;
-        let outputs = component.run(vec![(name, ids)])?;
-        let embeds = outputs.into_iter().next().and_then(floats);
-        let found = format!("{:?}", embeds.as_ref().map(ArrayD::shape));
-        embeds
-            .and_then(|embeds| embeds.into_dimensionality::<Ix3>().ok())
-            .ok_or_else(|| Error::Interface {
-                model: component.model.clone(),
-                expected: "inputs_embeds [1, T, d_model]".into(),
-                found,
-            })
+    pub fn embed(&mut self, ids: &[i64]) -> Result<Option<Array3<f32>>, Error> {
+        let Some(component) = &mut self.embed_tokens else {
+            return Ok(None);
+        };
+        component.embed(ids, None).map(Some)
+    }
+
+    /// One token, for [`super::Decoder::step`].
+    ///
+    /// # Errors
+    /// As [`Towers::embed`].
+    pub fn token(&mut self, id: i64) -> Result<Token, Error> {
+        Ok(Token {
+            id,
+            embedding: self.embed(&[id])?,
+        })
     }
 
     /// What the vision encoder makes of an image, in the order of its outputs. `tensors` are what the
@@ -148,11 +199,7 @@ impl Towers {
     /// The model has no vision encoder, asks for something else, or fails.
     pub fn encode(&mut self, tensors: &[NamedTensor]) -> Result<Vec<NamedTensor>, Error> {
         let Some(component) = &mut self.vision else {
-            return Err(Error::Interface {
-                model: self.embed_tokens.model.clone(),
-                expected: "a vision encoder beside it, because a sample has an image".into(),
-                found: "none".into(),
-            });
+            return Err(Error::NoVision);
         };
         let mut inputs = Vec::with_capacity(component.inputs.len());
         for port in &component.inputs {
@@ -216,23 +263,37 @@ impl Towers {
         prepared: Prepared,
         answer_mask: Vec<f32>,
     ) -> Result<Embedded, Error> {
-        let mut inputs_embeds = self.embed(&prepared.input_ids)?;
         let mut decoder_inputs = prepared.decoder_inputs;
-        if let Some(image) = &prepared.image {
-            let outputs = self.cached(image)?;
-            match self.image_token_id {
-                Some(image_token_id) => merge_image_features(
-                    &mut inputs_embeds,
-                    &prepared.input_ids,
-                    self.rows(outputs)?.view(),
-                    image_token_id,
-                )?,
-                None => decoder_inputs.extend(outputs.into_iter().map(|tensor| DecoderInput {
-                    tensor,
-                    token_axis: None,
-                })),
+        let hand_on = |tensor| DecoderInput {
+            tensor,
+            token_axis: None,
+        };
+        let mut features = None;
+        match &prepared.image {
+            Some(image) if self.vision.is_none() && self.decoder_sees => {
+                decoder_inputs.extend(image.tensors.iter().cloned().map(hand_on));
             }
+            Some(image) => {
+                let outputs = self.cached(image)?;
+                match self.image_token_id {
+                    Some(_) => features = Some(self.rows(outputs)?),
+                    None => decoder_inputs.extend(outputs.into_iter().map(hand_on)),
+                }
+            }
+            None => {}
         }
+        let ids = &prepared.input_ids;
+        let inputs_embeds = match &mut self.embed_tokens {
+            Some(component) if component.merges() => Some(component.embed(ids, features)?),
+            Some(component) => {
+                let mut embeds = component.embed(ids, None)?;
+                if let (Some(features), Some(id)) = (features, self.image_token_id) {
+                    merge_image_features(&mut embeds, ids, features.view(), id)?;
+                }
+                Some(embeds)
+            }
+            None => None,
+        };
         Ok(Embedded {
             answer_mask,
             id: prepared.id,

@@ -162,7 +162,7 @@ impl Exact {
         let towers = Towers::open(
             engine,
             components.vision_encoder.map(|file| file.path.as_path()),
-            &components.embed_tokens.unwrap().path,
+            components.embed_tokens.map(|file| file.path.as_path()),
             Some(image_token_id),
             Work::Forwards(1),
         );
@@ -181,7 +181,7 @@ impl Embed for Exact {
     }
 
     fn embed(&mut self, sample: &ExactSample) -> Result<Embedded, runtime::Error> {
-        let mut inputs_embeds = self.towers.embed(&sample.input_ids)?;
+        let mut inputs_embeds = self.towers.embed(&sample.input_ids)?.unwrap();
         let features = self.towers.image_features(&sample.image)?;
         merge_image_features(
             &mut inputs_embeds,
@@ -194,7 +194,7 @@ impl Embed for Exact {
         Ok(Embedded {
             id: sample.id.clone(),
             input_ids: sample.input_ids.clone(),
-            inputs_embeds,
+            inputs_embeds: Some(inputs_embeds),
             position_ids: sample.position_ids.clone(),
             answer_mask: next.map(|&l| if l == -100 { 0.0 } else { 1.0 }).collect(),
             next_position: i64::try_from(sample.input_ids.len()).unwrap(),
@@ -310,7 +310,9 @@ pub fn float16_samples() -> Vec<Embedded> {
             Embedded {
                 id: format!("noise {seed}"),
                 input_ids: vec![0; tokens],
-                inputs_embeds: Array3::from_shape_vec((1, tokens, 64), embeds.collect()).unwrap(),
+                inputs_embeds: Some(
+                    Array3::from_shape_vec((1, tokens, 64), embeds.collect()).unwrap(),
+                ),
                 position_ids: PositionIds::Multimodal(positions),
                 answer_mask: vec![1.0; tokens],
                 next_position: i64::try_from(tokens).unwrap(),
