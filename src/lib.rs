@@ -17,7 +17,7 @@
 //!                                          eval: before and after, in numbers
 //! ```
 //!
-//! Arrows run one way: `cli` → {`kvw`, `edit`, `eval`} → {`runtime`, `bundle`, `dataset`,
+//! Arrows run one way: `cli` → `sweep` → `pipeline` → {`kvw`, `edit`, `eval`} → {`runtime`, `bundle`, `dataset`,
 //! `preprocess`} → `graph` → `onnx` → `files`.
 
 pub mod bundle;
@@ -32,3 +32,4 @@ pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
 pub mod runtime;
+pub mod sweep;

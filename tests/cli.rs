@@ -1346,3 +1346,103 @@ fn cuda_that_was_asked_for_and_is_absent_is_an_error() {
     // Asked softly, it runs on the CPU.
     done(desk.collect(&MODEL).args(["--device", "auto"]));
 }
+
+// ---- sweep -----------------------------------------------------------------------------------------
+
+fn sweep(folder: &Path, gammas: &str, layers: &str) -> Command {
+    let mut command = kvw(folder);
+    command.args(["sweep", &format!("{DEMO}/model"), "--eval-limit", "3"]);
+    command.args(["--threads", "1"]);
+    command.args(["--forget", &format!("{DEMO}/data/forget.jsonl")]);
+    command.args(["--retain", &format!("{DEMO}/data/retain_heldout.jsonl")]);
+    command.args(["--gamma", gammas, "--layers", layers, "-o", "sweep.json"]);
+    command
+}
+
+fn read_json(path: &Path) -> Value {
+    serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
+}
+
+/// The same values. Decimals that were read and written again may have moved by a last bit.
+fn assert_same_json(found: &Value, expected: &Value, at: &str) {
+    match (found, expected) {
+        (Value::Object(a), Value::Object(b)) => {
+            assert!(a.keys().eq(b.keys()), "{at}");
+            for (key, value) in a {
+                assert_same_json(value, &b[key], &format!("{at}.{key}"));
+            }
+        }
+        (Value::Array(a), Value::Array(b)) => {
+            assert_eq!(a.len(), b.len(), "{at}");
+            for (index, (a, b)) in a.iter().zip(b).enumerate() {
+                assert_same_json(a, b, &format!("{at}[{index}]"));
+            }
+        }
+        (Value::Number(a), Value::Number(b)) => {
+            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
+            assert!(
+                (a - b).abs() <= 1e-14 * a.abs().max(b.abs()),
+                "{at}: {a} {b}"
+            );
+        }
+        _ => assert_eq!(found, expected, "{at}"),
+    }
+}
+
+#[test]
+fn a_sweep_goes_on_where_it_stopped_and_ends_as_if_it_never_had() {
+    let folder = TempDir::new().unwrap();
+    let file = folder.path().join("sweep.json");
+    done(&mut sweep(folder.path(), "0.4,0.05", "0-2"));
+    let written = read_json(&file);
+    let gammas: Vec<f64> = written["points"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|point| point["parameters"]["gamma"].as_f64().unwrap())
+        .collect();
+    assert_eq!(gammas, [0.05, 0.4]);
+    assert!(written["pick"]["rule"].as_str().unwrap().contains("0.95"));
+
+    // Killed after its first point: only the other is run, and two at a time give the same bytes.
+    for jobs in ["1", "2"] {
+        let mut killed = written.clone();
+        killed["points"].as_array_mut().unwrap().pop();
+        fs::write(&file, serde_json::to_vec(&killed).unwrap()).unwrap();
+        let output = sweep(folder.path(), "0.4,0.05", "0-2")
+            .args(["--jobs", jobs])
+            .output()
+            .unwrap();
+        let told = text(&output.stderr);
+        assert!(told.contains("2 of 2: gamma 0.4"), "{told}");
+        assert!(!told.contains("gamma 0.05, layers"), "{told}");
+        assert!(output.status.success());
+        assert_same_json(&read_json(&file), &written, "");
+    }
+
+    // The same sweep on other data, and a file that is no sweep.
+    let refused = |command: &mut Command, complaint: &str| {
+        let output = command.output().unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let told = text(&output.stderr);
+        assert!(told.contains(complaint), "{told}");
+    };
+    refused(
+        sweep(folder.path(), "0.4", "0-2").args(["--epochs", "2"]),
+        "its points belong to another epochs: expected 2, found 1",
+    );
+    refused(
+        &mut sweep(folder.path(), "0.4", "0-9"),
+        "expected layers 0-9",
+    );
+    refused(
+        sweep(folder.path(), "0.4", "0-2").args(["--metric", "beauty"]),
+        "cannot choose by beauty of the forget set: there is no such metric",
+    );
+    assert_same_json(&read_json(&file), &written, "");
+    fs::write(&file, b"{\"format\": \"kvw-plan\", \"schema_version\": 1}").unwrap();
+    refused(
+        &mut sweep(folder.path(), "0.4", "0-2"),
+        "expected format kvw-sweep, schema_version 1, found format kvw-plan, schema_version 1",
+    );
+}

@@ -37,6 +37,18 @@ impl RuntimeArguments {
 
     /// Finds or fetches ONNX Runtime and starts it.
     pub(super) fn engine(&self, printer: &Printer) -> Result<Engine, Error> {
+        self.engine_for(1, printer)
+    }
+
+    /// The same, for `jobs` sessions that run at the same time: where no number of threads is asked
+    /// for, they share the cores.
+    pub(super) fn engine_for(&self, jobs: usize, printer: &Printer) -> Result<Engine, Error> {
+        let threads = match (self.threads, jobs) {
+            (0, 2..) => {
+                std::thread::available_parallelism().map_or(1, |cores| (cores.get() / jobs).max(1))
+            }
+            (threads, _) => threads,
+        };
         let options = self.locate_options()?;
         let library =
             locate::locate(&options, &|line| printer.note(line)).map_err(runtime::Error::from)?;
@@ -45,7 +57,7 @@ impl RuntimeArguments {
             library.version,
             library.path.display()
         );
-        Ok(Engine::start(library, self.device, self.threads)?)
+        Ok(Engine::start(library, self.device, threads)?)
     }
 }
 
@@ -60,6 +72,14 @@ pub(super) struct WeakenArguments {
     /// Layers to weaken: an inclusive range like 1-25, one layer, or all
     #[arg(long, default_value = "all", value_name = "RANGE")]
     pub(super) layers: LayerRange,
+    #[command(flatten)]
+    pub(super) steps: StepArguments,
+}
+
+/// How the forget set is gone through.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Weakening")]
+pub(super) struct StepArguments {
     /// Passes over the forget set
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     pub(super) epochs: usize,
@@ -68,13 +88,40 @@ pub(super) struct WeakenArguments {
     pub(super) batch_size: usize,
     /// Order of the forget set: file, or shuffle (drawn anew for each epoch)
     #[arg(long, default_value = "file", value_name = "ORDER")]
-    pub(super) order: Order,
+    order: Order,
     /// Seed of `--order shuffle`
     #[arg(long, default_value_t = 0, value_name = "N")]
-    pub(super) seed: u64,
+    seed: u64,
     /// Give each layer's matrix its old Frobenius norm back after every step
     #[arg(long)]
     pub(super) keep_norm: bool,
+}
+
+impl Default for StepArguments {
+    /// What the flags' defaults say.
+    fn default() -> StepArguments {
+        StepArguments {
+            epochs: 1,
+            batch_size: 1,
+            order: Order::File,
+            seed: 0,
+            keep_norm: false,
+        }
+    }
+}
+
+impl StepArguments {
+    /// Steps that a forget set of this size takes, at least 1.
+    pub(super) fn count(&self, samples: usize) -> usize {
+        (samples.div_ceil(self.batch_size) * self.epochs).max(1)
+    }
+
+    pub(super) fn order(&self) -> Order {
+        match self.order {
+            Order::Shuffle { .. } => Order::Shuffle { seed: self.seed },
+            Order::File => Order::File,
+        }
+    }
 }
 
 /// A count of at least 1.
@@ -85,7 +132,7 @@ pub(super) fn parse_positive(text: &str) -> Result<usize, String> {
     }
 }
 
-fn parse_gamma(text: &str) -> Result<f64, String> {
+pub(super) fn parse_gamma(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(gamma) if gamma.is_finite() && gamma > 0.0 => Ok(gamma),
         _ => Err("expected a number > 0".into()),
@@ -99,8 +146,8 @@ impl WeakenArguments {
     /// The rule, for a forget set of this size. Says so where it had to choose γ.
     pub(super) fn rule(&self, samples: usize, printer: &Printer) -> KnowledgeVectorWeakening {
         let gamma = self.gamma.unwrap_or_else(|| {
-            let steps = samples.div_ceil(self.batch_size) * self.epochs;
-            let gamma = GAMMA_STEPS / steps.max(1) as f64;
+            let steps = self.steps.count(samples);
+            let gamma = GAMMA_STEPS / steps as f64;
             printer.note(&format!(
                 "gamma {gamma:.4} (10 / {steps} steps; set it with --gamma)"
             ));
@@ -110,16 +157,13 @@ impl WeakenArguments {
     }
 
     pub(super) fn options(&self, model: &Model<'_>) -> Result<Options, Error> {
-        let order = match self.order {
-            Order::Shuffle { .. } => Order::Shuffle { seed: self.seed },
-            Order::File => Order::File,
-        };
         Ok(Options {
             layers: self.layers,
-            batch_size: self.batch_size,
-            epochs: self.epochs,
-            order,
+            batch_size: self.steps.batch_size,
+            epochs: self.steps.epochs,
+            order: self.steps.order(),
             keep_norm: self
+                .steps
                 .keep_norm
                 .then(|| model.column_norms(self.layers))
                 .transpose()?,
@@ -148,6 +192,16 @@ pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), Error> {
             .into())
         }
         _ => Ok(()),
+    }
+}
+
+/// Fails where both sets are the same file.
+pub(super) fn refuse_same_set(forget: &Dataset, retain: &Dataset) -> Result<(), Error> {
+    match retain.sha256 == forget.sha256 {
+        true => Err(Error::SameSet {
+            path: retain.path.clone(),
+        }),
+        false => Ok(()),
     }
 }
 

@@ -6,12 +6,11 @@ use clap::Args;
 use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{RuntimeArguments, WeakenArguments};
+use super::arguments::{RuntimeArguments, StepArguments, WeakenArguments};
 use super::outcome::Outcome;
 use super::printer::Printer;
 use super::unlearn::{Unlearn, Unlearned};
 use crate::files::{RECEIPT, StagedFolder};
-use crate::kvw::Order;
 use crate::pipeline::Error;
 
 /// The whole job on an embedded model, in under a minute
@@ -88,11 +87,7 @@ impl Demo {
                     start: parameters.start_layer,
                     end: parameters.end_layer,
                 },
-                epochs: 1,
-                batch_size: 1,
-                order: Order::File,
-                seed: 0,
-                keep_norm: false,
+                steps: StepArguments::default(),
             },
             runtime: self.runtime.clone(),
         };

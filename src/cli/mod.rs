@@ -14,6 +14,7 @@ mod inspect;
 mod outcome;
 mod printer;
 mod runtime;
+mod sweep;
 mod unlearn;
 mod weaken;
 
@@ -55,6 +56,7 @@ enum Verb {
     Weaken(weaken::Weaken),
     Apply(apply::Apply),
     Eval(eval::Eval),
+    Sweep(sweep::SweepVerb),
     Diff(diff::Diff),
     Doctor(runtime::Doctor),
     Runtime(runtime::Runtime),
@@ -82,6 +84,7 @@ pub fn main() -> ExitCode {
         Verb::Weaken(verb) => verb.run(&printer),
         Verb::Apply(verb) => verb.run(&printer),
         Verb::Eval(verb) => verb.run(&printer),
+        Verb::Sweep(verb) => verb.run(&printer),
         Verb::Diff(verb) => verb.run(&printer),
         Verb::Doctor(verb) => verb.run(&printer),
         Verb::Runtime(verb) => verb.run(&printer),

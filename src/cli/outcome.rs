@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::{edit, kvw, pipeline};
+use crate::{edit, kvw, pipeline, sweep};
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +48,10 @@ pub(super) fn of_error(error: &anyhow::Error) -> Outcome {
                 .downcast_ref::<edit::Error>()
                 .is_some_and(verification)
             || cause.downcast_ref::<kvw::Error>().is_some_and(nothing)
+            || matches!(
+                cause.downcast_ref::<sweep::Error>(),
+                Some(sweep::Error::TargetMissed { .. })
+            )
     });
     if failed {
         Outcome::Failed
@@ -95,6 +99,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         crate::runtime::device::Error,
         crate::runtime::fetch::Error,
         crate::runtime::locate::Error,
+        crate::sweep::Error,
     );
     None
 }

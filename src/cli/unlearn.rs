@@ -10,6 +10,7 @@ use serde::Serialize;
 use super::apply::record;
 use super::arguments::{
     RuntimeArguments, WeakenArguments, dataset, note_placement, parse_positive, refuse_existing,
+    refuse_same_set,
 };
 use super::eval::{Answer, answers, label, number, percent};
 use super::outcome::{Disagreement, Outcome};
@@ -167,14 +168,8 @@ impl Unlearn {
             .iter()
             .map(|path| dataset(path))
             .collect::<Result<Vec<_>, _>>()?;
-        if let Some(retain) = retain
-            .as_ref()
-            .filter(|retain| retain.sha256 == forget.sha256)
-        {
-            return Err(Error::SameSet {
-                path: retain.path.clone(),
-            }
-            .into());
+        if let Some(retain) = &retain {
+            refuse_same_set(&forget, retain)?;
         }
         let engine = self.runtime.engine(printer)?;
         let forwards =
@@ -268,7 +263,7 @@ impl Unlearn {
     ) -> anyhow::Result<Plan> {
         let rule = self.weakening.rule(forget.samples.len(), printer);
         let options = self.weakening.options(model)?;
-        let steps = forget.samples.len() * self.weakening.epochs;
+        let steps = forget.samples.len() * self.weakening.steps.epochs;
         let forwards = steps + retain.map_or(0, |retain| retain.samples.len());
         let outputs = Outputs::Sums(rule.moment());
         let mut decoder = model.decoder(self.weakening.layers, outputs, forwards)?;

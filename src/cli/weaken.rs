@@ -69,7 +69,7 @@ impl Weaken {
         let (retain, retain_provenance) =
             kvw::load_coefficients(&self.retain_coefficients).map_err(Error::from)?;
         let engine = self.runtime.engine(printer)?;
-        let steps = forget.samples.len() * self.weakening.epochs;
+        let steps = forget.samples.len() * self.weakening.steps.epochs;
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, steps)?;
         let identity = model.identity()?;
         check_identity(&self.retain_coefficients, &retain_provenance, &identity)?;

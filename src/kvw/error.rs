@@ -84,6 +84,24 @@ pub enum Error {
         /// What was given.
         found: String,
     },
+    /// No rule has this name.
+    #[error("no rule is called {name}: expected one of {}", known.join(", "))]
+    NoSuchRule {
+        /// What was asked for.
+        name: String,
+        /// The rules that there are.
+        known: Vec<&'static str>,
+    },
+    /// A rule was given parameters that are not its own.
+    #[error("the rule {rule} takes {expected}, found {}", if found.is_empty() { "nothing" } else { found })]
+    Parameters {
+        /// The rule.
+        rule: &'static str,
+        /// Names of its parameters.
+        expected: String,
+        /// Names that were given.
+        found: String,
+    },
     /// A coefficients or plan file that is not one.
     #[error("{}: expected {expected}, found {found}", path.display())]
     Format {

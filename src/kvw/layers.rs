@@ -3,11 +3,12 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 /// An inclusive range of decoder layers, or all of them. Written `1-25`, `3` or `all`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub enum LayerRange {
-    /// Every layer that the model has.
-    All,
     /// `start..=end`.
     Inclusive {
         /// First layer.
@@ -15,9 +16,25 @@ pub enum LayerRange {
         /// Last layer, included.
         end: usize,
     },
+    /// Every layer that the model has.
+    All,
 }
 
 impl LayerRange {
+    /// The smallest range that covers both.
+    pub fn union(self, other: LayerRange) -> LayerRange {
+        match (self, other) {
+            (
+                LayerRange::Inclusive { start: a, end: b },
+                LayerRange::Inclusive { start: c, end: d },
+            ) => LayerRange::Inclusive {
+                start: a.min(c),
+                end: b.max(d),
+            },
+            _ => LayerRange::All,
+        }
+    }
+
     /// Whether `layer` is in the range.
     pub fn contains(self, layer: usize) -> bool {
         match self {
@@ -47,6 +64,20 @@ impl FromStr for LayerRange {
             return Err(format!("expected first ≤ last, found '{text}'"));
         }
         Ok(LayerRange::Inclusive { start, end })
+    }
+}
+
+impl TryFrom<String> for LayerRange {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<LayerRange, String> {
+        text.parse()
+    }
+}
+
+impl From<LayerRange> for String {
+    fn from(range: LayerRange) -> String {
+        range.to_string()
     }
 }
 

@@ -27,6 +27,7 @@ mod forward;
 mod layers;
 mod plan;
 mod rule;
+mod rules;
 mod weaken;
 
 pub use coefficients::{Coefficients, LayerCoefficients, collect};
@@ -38,4 +39,5 @@ pub use forward::{Forward, Gates, Sums};
 pub use layers::LayerRange;
 pub use plan::{Plan, PlanSummary};
 pub use rule::{KnowledgeVectorWeakening, Rule, TokenWeights};
+pub use rules::{Parameters, RULES, RuleKind};
 pub use weaken::{Options, Order, Step, weaken};

@@ -20,7 +20,7 @@ pub struct Plan {
 }
 
 /// What a plan does, in numbers.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize, serde::Deserialize)]
 pub struct PlanSummary {
     /// Layers with at least one gate below or above 1.
     pub layers: usize,

@@ -2,6 +2,7 @@
 
 use ndarray::{Array1, ArrayView1, Zip};
 
+use super::Error;
 use crate::graph::Moment;
 
 /// Which tokens the statistics are taken over, and how heavily each counts.
@@ -63,13 +64,35 @@ pub struct KnowledgeVectorWeakening {
 /// Keeps the logarithm of a dead neuron finite. The authors' value.
 const EPSILON: f64 = 1e-12;
 
+impl KnowledgeVectorWeakening {
+    /// The rule's name.
+    pub const NAME: &'static str = "kvw";
+    /// The name of its parameter γ.
+    pub const GAMMA: &'static str = "gamma";
+
+    /// The rule with this γ.
+    ///
+    /// # Errors
+    /// γ is not a number > 0.
+    pub fn new(gamma: f64) -> Result<KnowledgeVectorWeakening, Error> {
+        if gamma.is_finite() && gamma > 0.0 {
+            return Ok(KnowledgeVectorWeakening { gamma });
+        }
+        Err(Error::Option {
+            option: Self::GAMMA,
+            expected: "a number > 0",
+            found: gamma.to_string(),
+        })
+    }
+}
+
 impl Rule for KnowledgeVectorWeakening {
     fn name(&self) -> &'static str {
-        "kvw"
+        Self::NAME
     }
 
     fn parameters(&self) -> serde_json::Value {
-        serde_json::json!({ "gamma": self.gamma })
+        serde_json::json!({ Self::GAMMA: self.gamma })
     }
 
     fn gates(

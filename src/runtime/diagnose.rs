@@ -98,7 +98,7 @@ pub fn diagnose(options: &locate::Options, output: &Path, say: &dyn Fn(&str)) ->
         tool_version: env!("CARGO_PKG_VERSION"),
         platform: format!("{}-{}", std::env::consts::OS, std::env::consts::ARCH),
         cores,
-        memory_bytes: memory(),
+        memory_bytes: super::memory::total().zip(super::memory::available()),
         library: None,
         build: None,
         providers: Vec::new(),
@@ -287,17 +287,6 @@ fn shares_blocks(folder: &Path) -> Result<bool, crate::files::Error> {
     let source = probe.path().join("source");
     std::fs::write(&source, [1; 4096]).map_err(&failed)?;
     Ok(copy_file(&source, &probe.path().join("copy"))?.method == Method::Reflink)
-}
-
-/// Total and available bytes, as Linux tells them.
-fn memory() -> Option<(u64, u64)> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let field = |name: &str| {
-        let line = text.lines().find_map(|line| line.strip_prefix(name))?;
-        let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-        kib.checked_mul(1024)
-    };
-    Some((field("MemTotal:")?, field("MemAvailable:")?))
 }
 
 fn gigabytes(bytes: u64) -> String {

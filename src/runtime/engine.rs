@@ -17,6 +17,7 @@ use super::Error;
 use super::device::Device;
 use super::device::Placement;
 use super::locate::{self, Located, Version};
+use super::memory;
 use crate::graph::session::SessionModel;
 
 /// How much work a session is opened for.
@@ -142,20 +143,7 @@ fn fits_twice(graph: &SessionModel) -> bool {
         .iter()
         .filter_map(|file| Some(file.metadata().ok()?.len()))
         .sum();
-    let total = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| {
-            let line = text
-                .lines()
-                .find_map(|line| line.strip_prefix("MemTotal:"))?;
-            line.trim()
-                .strip_suffix("kB")?
-                .trim()
-                .parse::<u64>()
-                .ok()?
-                .checked_mul(1024)
-        });
-    total.is_none_or(|total| weights.saturating_mul(3) < total)
+    memory::total().is_none_or(|total| weights.saturating_mul(3) < total)
 }
 
 /// The first version that takes the folder of external data as an option.

@@ -7,7 +7,8 @@
 //! - [`Towers`]: token embeddings and image features, an image encoded once;
 //! - [`Decoder`]: the instrumented decoder, gates as inputs;
 //! - [`Collector`]: the decoder as the method's [`crate::kvw::Forward`];
-//! - [`generate`]: greedy answers.
+//! - [`generate`]: greedy answers;
+//! - [`memory`]: what the machine has and the process holds.
 
 mod collector;
 mod decoder;
@@ -19,6 +20,7 @@ mod error;
 pub mod fetch;
 pub mod generate;
 pub mod locate;
+pub mod memory;
 mod part;
 mod tensor;
 mod towers;

@@ -1,0 +1,395 @@
+//! `kvw sweep`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+use serde::Serialize;
+
+use super::arguments::{
+    RuntimeArguments, StepArguments, dataset, note_placement, parse_gamma, parse_positive,
+    refuse_same_set,
+};
+use super::eval::label;
+use super::outcome::Outcome;
+use super::printer::{Printer, table};
+use crate::bundle::Bundle;
+use crate::dataset::Dataset;
+use crate::kvw::{KnowledgeVectorWeakening, LayerRange, RuleKind};
+use crate::pipeline::Error;
+use crate::runtime::Engine;
+use crate::sweep::{self, Event, Finished, Grid, Measure, Objective, Sweep, Tradeoff};
+
+/// Try many settings: what is forgotten against what is kept
+///
+/// Runs every combination of --gamma and --layers, evaluates each without writing a model, and shows the
+/// settings that no other beats and the one that a stated rule picks. Every finished setting is kept in
+/// OUTPUT at once: run the same command again to go on after an interruption, or with more values to widen
+/// the grid. The pick is made on the rows that it is measured on, so it flatters itself: check it on rows
+/// that the sweep did not see.
+#[derive(Args)]
+#[command(
+    after_help = "Example: kvw sweep MODEL --forget forget.jsonl --retain retain.jsonl \
+                        --gamma 0.2,0.4,0.8 --layers 0-2,0-4 -o sweep.json"
+)]
+pub(super) struct SweepVerb {
+    /// Model folder
+    model: PathBuf,
+    /// What is to be forgotten: JSONL with image, question, answer
+    #[arg(long, value_name = "FILE")]
+    forget: PathBuf,
+    /// What is to be kept: JSONL with image, question, answer
+    #[arg(long, value_name = "FILE")]
+    retain: PathBuf,
+    /// Where the points go (JSON); those that it holds already are not run again
+    #[arg(short, long, value_name = "FILE")]
+    output: PathBuf,
+    /// Evaluate this set too at every point. May be repeated
+    #[arg(long = "eval", value_name = "FILE")]
+    eval: Vec<PathBuf>,
+    #[command(flatten)]
+    axes: Axes,
+    #[command(flatten)]
+    objective: ObjectiveArguments,
+    /// Samples of each set to evaluate
+    #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_positive)]
+    eval_limit: usize,
+    /// Longest answer, in tokens
+    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
+    max_new_tokens: usize,
+    /// Points to run at the same time, at most: each has its own sessions. Fewer are run where memory
+    /// does not allow it
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
+    jobs: usize,
+    /// The precision to run where the folder has several (fp32, fp16, …)
+    #[arg(long, value_name = "NAME")]
+    variant: Option<String>,
+    /// Begin anew, whatever OUTPUT holds
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    steps: StepArguments,
+    #[command(flatten)]
+    runtime: RuntimeArguments,
+}
+
+/// The grid.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Grid")]
+pub(super) struct Axes {
+    /// Weakening strengths γ. Default: 5, 7, 10, 14 and 20 divided by the number of steps
+    #[arg(long, value_name = "GAMMA,…", value_delimiter = ',', value_parser = parse_gamma, allow_negative_numbers = true)]
+    pub(super) gamma: Vec<f64>,
+    /// Layer ranges. Default: the first third, half and two thirds of the layers, and all
+    #[arg(long, value_name = "RANGE,…", value_delimiter = ',')]
+    pub(super) layers: Vec<LayerRange>,
+}
+
+/// γ · steps of the default grid: around the 7 to 18 that forgot on the models measured.
+const GAMMA_STEPS: [f64; 5] = [5.0, 7.0, 10.0, 14.0, 20.0];
+
+impl Axes {
+    /// The grid for a model of `layers` layers, where it says how many, and this many steps.
+    pub(super) fn grid(&self, layers: Option<usize>, steps: usize) -> Result<Grid, sweep::Error> {
+        let gammas = match self.gamma.is_empty() {
+            true => GAMMA_STEPS.iter().map(|sum| sum / steps as f64).collect(),
+            false => self.gamma.clone(),
+        };
+        let thirds = layers.into_iter().flat_map(|layers| {
+            let first = |count: usize| LayerRange::Inclusive {
+                start: 0,
+                end: count.saturating_sub(1),
+            };
+            [
+                layers.div_ceil(3),
+                layers.div_ceil(2),
+                (2 * layers).div_ceil(3),
+            ]
+            .map(first)
+        });
+        Ok(Grid {
+            rule: RuleKind::named(KnowledgeVectorWeakening::NAME)?,
+            axes: BTreeMap::from([(KnowledgeVectorWeakening::GAMMA.to_owned(), gammas)]),
+            layers: match self.layers.is_empty() {
+                true => thirds.chain([LayerRange::All]).collect(),
+                false => self.layers.clone(),
+            },
+        })
+    }
+}
+
+/// What is traded against what.
+#[derive(Args, Clone)]
+#[command(next_help_heading = "Choice")]
+pub(super) struct ObjectiveArguments {
+    /// Keep at least this share of the untouched model's metric on the retain set
+    #[arg(long, default_value_t = 0.95, value_name = "SHARE", value_parser = parse_share)]
+    pub(super) min_retain: f64,
+    /// Bring the metric on the forget set down to this; the lowest is picked in any case
+    #[arg(long, value_name = "VALUE", value_parser = parse_share)]
+    pub(super) target_forget: Option<f64>,
+    /// The metric on both sets, as `kvw eval --format json` names it: one of which more means more is
+    /// known
+    #[arg(long, default_value = "name_accuracy", value_name = "METRIC")]
+    pub(super) metric: String,
+}
+
+pub(super) fn parse_share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
+        _ => Err("expected a number from 0 to 1".into()),
+    }
+}
+
+impl ObjectiveArguments {
+    pub(super) fn objective(&self) -> Objective {
+        let measure = |set: &str| Measure {
+            set: set.into(),
+            metric: self.metric.clone(),
+        };
+        Objective {
+            forget: measure("forget"),
+            retain: measure("retain"),
+            min_retain: self.min_retain,
+            target_forget: self.target_forget,
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Swept<'a> {
+    output: &'a PathBuf,
+    #[serde(flatten)]
+    sweep: &'a Sweep,
+}
+
+impl SweepVerb {
+    pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
+        let bundle = Bundle::open(&self.model).map_err(Error::from)?;
+        let forget = dataset(&self.forget)?;
+        let retain = dataset(&self.retain)?;
+        let others = named(&self.eval)?;
+        if self.force {
+            remove(&self.output)?;
+        }
+        let request = Request {
+            forget: &forget,
+            retain: &retain,
+            others: &others,
+            axes: &self.axes,
+            objective: self.objective.objective(),
+            steps: &self.steps,
+            eval_limit: self.eval_limit,
+            max_new_tokens: self.max_new_tokens,
+            jobs: self.jobs,
+            variant: self.variant.as_deref(),
+            output: &self.output,
+        };
+        let engine = self.runtime.engine_for(self.jobs, printer)?;
+        let sweep = request.run(printer, &bundle, &engine)?;
+        let swept = Swept {
+            output: &self.output,
+            sweep: &sweep,
+        };
+        printer.result("sweep", &swept, || human(&sweep))?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// Datasets by the names of their files, each name once.
+fn named(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Dataset)>> {
+    let mut taken = BTreeSet::from(["forget".to_owned(), "retain".to_owned()]);
+    paths
+        .iter()
+        .map(|path| {
+            let name = label(path);
+            anyhow::ensure!(
+                taken.insert(name.clone()),
+                "two sets are called {name}: expected files with different names"
+            );
+            Ok((name, dataset(path)?))
+        })
+        .collect()
+}
+
+fn remove(path: &PathBuf) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(crate::files::Error::Io {
+                action: "remove",
+                path: path.clone(),
+                source: error,
+            }
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A sweep that a verb asks for.
+pub(super) struct Request<'a> {
+    pub(super) forget: &'a Dataset,
+    pub(super) retain: &'a Dataset,
+    pub(super) others: &'a [(String, Dataset)],
+    pub(super) axes: &'a Axes,
+    pub(super) objective: Objective,
+    pub(super) steps: &'a StepArguments,
+    pub(super) eval_limit: usize,
+    pub(super) max_new_tokens: usize,
+    pub(super) jobs: usize,
+    pub(super) variant: Option<&'a str>,
+    pub(super) output: &'a Path,
+}
+
+impl Request<'_> {
+    /// Runs it, with what happens on standard error.
+    pub(super) fn run(
+        &self,
+        printer: &Printer,
+        bundle: &Bundle,
+        engine: &Engine,
+    ) -> Result<Sweep, sweep::Error> {
+        refuse_same_set(self.forget, self.retain)?;
+        let steps = self.steps.count(self.forget.samples.len());
+        let grid = self.axes.grid(bundle.layers(), steps)?;
+        let points = grid.points()?;
+        let job = sweep::Job {
+            bundle,
+            variant: self.variant,
+            engine,
+            rule: grid.rule,
+            forget: self.forget,
+            retain: self.retain,
+            others: self.others,
+            batch_size: self.steps.batch_size,
+            epochs: self.steps.epochs,
+            order: self.steps.order(),
+            keep_norm: self.steps.keep_norm,
+            limit: self.eval_limit,
+            max_new_tokens: self.max_new_tokens,
+            jobs: self.jobs,
+        };
+        let progress = printer.progress("sweeping", points.len());
+        let sweep = sweep::run(
+            &job,
+            &points,
+            &self.objective,
+            self.output,
+            &|event| match event {
+                Event::Collecting(done, of) => tracing::debug!("retain sample {done} of {of}"),
+                Event::Jobs {
+                    jobs,
+                    bytes_each,
+                    available,
+                } => printer.note(&jobs_note(jobs, self.jobs, bytes_each, available)),
+                Event::Finished(finished, done, of) => {
+                    progress.at(done);
+                    printer.note(&format!("{done} of {of}: {}", line(finished)));
+                }
+            },
+        )?;
+        drop(progress);
+        note_placement(engine, printer);
+        Ok(sweep)
+    }
+}
+
+fn jobs_note(
+    jobs: usize,
+    wanted: usize,
+    bytes_each: Option<u64>,
+    available: Option<u64>,
+) -> String {
+    let megabytes = |bytes: Option<u64>| {
+        bytes.map_or_else(|| "?".to_owned(), |bytes| (bytes / 1_000_000).to_string())
+    };
+    let points = match jobs {
+        1 => "one point at a time".to_owned(),
+        jobs => format!("{jobs} points at a time"),
+    };
+    let asked = match jobs < wanted {
+        true => format!(" ({wanted} were asked for)"),
+        false => String::new(),
+    };
+    format!(
+        "{points}{asked}, each with {} MB of private memory beside the mapped weights; {} MB are available",
+        megabytes(bytes_each),
+        megabytes(available)
+    )
+}
+
+/// A point and what came of it.
+fn line(finished: &Finished) -> String {
+    match (&finished.tradeoff, &finished.failed) {
+        (Some(at), _) => format!(
+            "{}: forget {}, retain {} ({} of untouched)",
+            finished.point,
+            share(at.forget),
+            share(at.retain),
+            share(at.retain_share)
+        ),
+        (None, failed) => format!(
+            "{}: {}",
+            finished.point,
+            failed.as_deref().unwrap_or("no numbers")
+        ),
+    }
+}
+
+fn share(value: f64) -> String {
+    format!("{:.0} %", 100.0 * value)
+}
+
+fn human(sweep: &Sweep) -> String {
+    let picked = sweep.pick.as_ref().and_then(|pick| pick.point);
+    let parameters: Vec<&str> = sweep
+        .points
+        .first()
+        .map(|first| first.point.parameters.keys().map(String::as_str).collect())
+        .unwrap_or_default();
+    let mut header = parameters.clone();
+    header.extend([
+        "layers",
+        "forget",
+        "retain",
+        "of untouched",
+        "mean gate",
+        "",
+    ]);
+    let rows = sweep.points.iter().enumerate().map(|(index, finished)| {
+        let number =
+            |of: fn(&Tradeoff) -> String| finished.tradeoff.as_ref().map_or_else(|| "-".into(), of);
+        let mark = match (picked == Some(index), sweep.front.contains(&index)) {
+            (true, _) => "picked",
+            (false, true) => "front",
+            (false, false) => finished.failed.as_deref().unwrap_or_default(),
+        };
+        let mut row: Vec<String> = finished
+            .point
+            .parameters
+            .values()
+            .map(f64::to_string)
+            .collect();
+        row.extend([
+            finished.point.layers.to_string(),
+            number(|at| share(at.forget)),
+            number(|at| share(at.retain)),
+            number(|at| share(at.retain_share)),
+            number(|at| format!("{:.3}", at.mean_gate)),
+            mark.to_owned(),
+        ]);
+        row
+    });
+    let mut text = table(&header, rows) + "\n\n";
+    if let Some(pick) = &sweep.pick {
+        text += &format!("rule: {}\n", pick.rule);
+    }
+    text += &match (sweep.picked(), sweep.nearest()) {
+        (Some(point), _) => format!("picked: {}\n", line(point)),
+        (None, Some(point)) => {
+            format!("no point does that; the nearest is {}\n", line(point))
+        }
+        (None, None) => "no point could be run\n".to_owned(),
+    };
+    text
+}
