@@ -185,36 +185,41 @@ fn llava_agrees_with_the_original_on_its_exact_inputs() {
 }
 
 #[test]
-fn qwen2_vl_agrees_with_the_original_through_our_own_preprocessing() {
+fn the_method_agrees_with_the_original_through_our_own_preprocessing() {
     let engine = engine(1);
-    let bundle = Bundle::open(&oracle("qwen2_vl").join("model")).unwrap();
-    let mut model = Model::open(&bundle, None, &engine, 16).unwrap();
-    let data = oracle("data");
-    let retain = read_jsonl(&data.join("retain.jsonl")).unwrap().samples;
-    let forget = read_jsonl(&data.join("forget.jsonl")).unwrap().samples;
-    assert_eq!((retain.len(), forget.len()), (12, 4));
-    let run = run(&engine, &bundle, &mut model.lvlm, &retain, &forget);
-    agrees("qwen2_vl", "own preprocessing", &bundle, &run);
+    for name in MODELS {
+        let bundle = Bundle::open(&oracle(name).join("model")).unwrap();
+        let mut model = Model::open(&bundle, None, &engine, 16).unwrap();
+        let data = oracle("data");
+        let retain = read_jsonl(&data.join("retain.jsonl")).unwrap().samples;
+        let forget = read_jsonl(&data.join("forget.jsonl")).unwrap().samples;
+        assert_eq!((retain.len(), forget.len()), (12, 4));
+        let run = run(&engine, &bundle, &mut model.lvlm, &retain, &forget);
+        agrees(name, "own preprocessing", &bundle, &run);
+    }
 }
 
 /// Preprocessing on its own: whatever the sums hide, the decoder's inputs are the original's.
 #[test]
 fn our_own_preprocessing_gives_the_decoder_the_original_inputs() {
     let engine = engine(1);
-    let bundle = Bundle::open(&oracle("qwen2_vl").join("model")).unwrap();
-    let mut model = Model::open(&bundle, None, &engine, 16).unwrap();
-    let mut exact = Exact::open(&engine, &bundle);
-    for set in ["retain", "forget"] {
-        let samples = read_jsonl(&oracle("data").join(format!("{set}.jsonl"))).unwrap();
-        let expected = exact_samples("qwen2_vl", set);
-        assert_eq!(samples.samples.len(), expected.len());
-        for (sample, expected) in samples.samples.iter().zip(&expected) {
-            let found = model.lvlm.embed(sample).unwrap();
-            let expected = exact.embed(expected).unwrap();
-            assert_eq!(found.input_ids, expected.input_ids, "{}", sample.id);
-            assert_eq!(found.answer_mask, expected.answer_mask, "{}", sample.id);
-            assert_eq!(found.position_ids, expected.position_ids, "{}", sample.id);
-            assert_eq!(found.inputs_embeds, expected.inputs_embeds, "{}", sample.id);
+    for name in MODELS {
+        let bundle = Bundle::open(&oracle(name).join("model")).unwrap();
+        let mut model = Model::open(&bundle, None, &engine, 16).unwrap();
+        let mut exact = Exact::open(&engine, &bundle);
+        for set in ["retain", "forget"] {
+            let samples = read_jsonl(&oracle("data").join(format!("{set}.jsonl"))).unwrap();
+            let expected = exact_samples(name, set);
+            assert_eq!(samples.samples.len(), expected.len());
+            for (sample, expected) in samples.samples.iter().zip(&expected) {
+                let context = format!("{name}, {}", sample.id);
+                let found = model.lvlm.embed(sample).unwrap();
+                let expected = exact.embed(expected).unwrap();
+                assert_eq!(found.input_ids, expected.input_ids, "{context}");
+                assert_eq!(found.answer_mask, expected.answer_mask, "{context}");
+                assert_eq!(found.position_ids, expected.position_ids, "{context}");
+                assert_eq!(found.inputs_embeds, expected.inputs_embeds, "{context}");
+            }
         }
     }
 }

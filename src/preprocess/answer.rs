@@ -1,8 +1,8 @@
 //! Which tokens are the answer. In: the conversation rendered with and without the answer, and the
 //! answer. Out: the answer's bytes, and the positions that predict its tokens.
 //!
-//! The rule: the full rendering starts with the generation prompt; what follows it starts with the
-//! answer (after whitespace that the template puts between); the span is the answer's bytes and no
+//! The rule: the full rendering starts with what stands before an answer (the generation prompt, in
+//! nearly every template); what follows it starts with the answer (after whitespace that the template puts between); the span is the answer's bytes and no
 //! more, so an end-of-turn token does not count. A token counts if it covers a byte of the span.
 //! Whatever does not fit is an error that names the sample: the method's original code counts
 //! *every* token then.
@@ -16,7 +16,8 @@ use super::tokenizer::Encoded;
 
 /// The bytes of `full` that are the answer.
 ///
-/// `full` is the rendering with the answer, `prompt` the rendering up to the generation prompt.
+/// `full` is the rendering with the answer, `prompt` what stands before it: the rendering up to the
+/// generation prompt.
 ///
 /// # Errors
 /// [`Error::AnswerNotInPrompt`] where the template drops, trims or changes the answer, or begins

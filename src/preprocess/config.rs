@@ -118,6 +118,15 @@ impl ModelDir {
     }
 }
 
+/// What an image is resized or cropped to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Size {
+    /// The shorter side; the other in proportion.
+    ShortestEdge(usize),
+    /// Both sides.
+    Sides { height: usize, width: usize },
+}
+
 /// One JSON file.
 #[derive(Debug, Clone)]
 pub(crate) struct Json {
@@ -185,6 +194,32 @@ impl Json {
                     )
                 }),
         }
+    }
+
+    /// A size as image processors write it: one number for the shortest edge (or, with `square`, for
+    /// both sides), `{"shortest_edge"}`, or `{"height", "width"}`.
+    pub(crate) fn size_of(&self, field: &str, square: bool, limit: usize) -> Result<Size, Error> {
+        let side = |value: &Value| {
+            let side = value.as_u64().and_then(|side| usize::try_from(side).ok());
+            side.filter(|side| (1..=limit).contains(side))
+        };
+        let read = |value: &Value| match value {
+            Value::Object(sides) => match (sides.get("height"), sides.get("width")) {
+                (Some(height), Some(width)) => Some(Size::Sides {
+                    height: side(height)?,
+                    width: side(width)?,
+                }),
+                _ => Some(Size::ShortestEdge(side(sides.get("shortest_edge")?)?)),
+            },
+            number if square => Some(Size::Sides {
+                height: side(number)?,
+                width: side(number)?,
+            }),
+            number => Some(Size::ShortestEdge(side(number)?)),
+        };
+        let expected =
+            format!("a size, shortest_edge, or height and width, of 1 to {limit} pixels");
+        self.typed(field, &expected, read)
     }
 
     /// A finite number, or `default` where the field is missing or null.

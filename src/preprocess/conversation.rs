@@ -37,7 +37,17 @@ pub struct Rendered {
     /// Up to the generation prompt.
     pub prompt: String,
     /// With the answer, for [`Form::WithAnswer`].
-    pub full: Option<String>,
+    pub answered: Option<Answered>,
+}
+
+/// A conversation with its answer, as text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// What stands before the answer, up to whitespace. The generation prompt, where the template
+    /// begins the assistant's turn as it does.
+    pub lead: String,
+    /// The whole conversation.
+    pub full: String,
 }
 
 /// A tokenized conversation; the fields are [`Prepared`]'s.
@@ -76,6 +86,16 @@ impl Turns {
             assistant: json!({"role": "assistant", "content": answer}),
         }
     }
+
+    /// The assistant's message with [`MARK`] for an answer, in the same kind of content.
+    fn marked(&self) -> Value {
+        let mark = MARK.to_string();
+        let content = match self.assistant.get("content") {
+            Some(Value::String(_)) => json!(mark),
+            _ => json!([{"type": "text", "text": mark}]),
+        };
+        json!({"role": "assistant", "content": content})
+    }
 }
 
 impl Rendered {
@@ -86,23 +106,46 @@ impl Rendered {
     pub fn map(self, rewrite: impl Fn(&str) -> Result<String, Error>) -> Result<Rendered, Error> {
         Ok(Rendered {
             prompt: rewrite(&self.prompt)?,
-            full: self.full.as_deref().map(&rewrite).transpose()?,
+            answered: match &self.answered {
+                None => None,
+                Some(Answered { lead, full }) => Some(Answered {
+                    lead: rewrite(lead)?,
+                    full: rewrite(full)?,
+                }),
+            },
         })
     }
 }
 
+/// A character of Unicode's private use area: no template writes it, none trims it.
+const MARK: char = '\u{f8ff}';
+
 impl ChatTemplate {
     /// Renders a sample: the prompt always, the whole conversation where the form has it.
+    ///
+    /// A template may begin the assistant's turn otherwise than its generation prompt does
+    /// (LLaVA-OneVision's writes a space more). What stands before an answer is then told by rendering
+    /// the same conversation with a mark for an answer.
     ///
     /// # Errors
     /// [`Error::TemplateRender`].
     pub fn conversation(&self, turns: &Turns, form: Form) -> Result<Rendered, Error> {
         let prompt = self.render(&json!([turns.user]), true)?;
-        let full = match form {
+        let answered = match form {
             Form::Question => None,
-            Form::WithAnswer => Some(self.render(&json!([turns.user, turns.assistant]), false)?),
+            Form::WithAnswer => {
+                let full = self.render(&json!([turns.user, turns.assistant]), false)?;
+                let lead = if full.starts_with(&prompt) {
+                    prompt.clone()
+                } else {
+                    let marked = self.render(&json!([turns.user, turns.marked()]), false)?;
+                    let lead = marked.split(MARK).next().unwrap_or_default();
+                    lead.to_owned()
+                };
+                Some(Answered { lead, full })
+            }
         };
-        Ok(Rendered { prompt, full })
+        Ok(Rendered { prompt, answered })
     }
 }
 
@@ -150,7 +193,7 @@ impl TextProcessor {
             let written = self.bos_token().is_some_and(|bos| text.starts_with(bos));
             self.tokenizer.encode(text, !written)
         };
-        let Some(full) = &rendered.full else {
+        let Some(Answered { lead, full }) = &rendered.answered else {
             let ids = encode(&rendered.prompt)?.ids;
             return Ok(Tokens {
                 answer_mask: vec![false; ids.len()],
@@ -158,7 +201,7 @@ impl TextProcessor {
                 answer_offsets: Vec::new(),
             });
         };
-        let span = answer_span(&sample.id, full, &rendered.prompt, &sample.answer)?;
+        let span = answer_span(&sample.id, full, lead, &sample.answer)?;
         let end = full.trim_end().len().max(span.end);
         let encoded = encode(full.get(..end).unwrap_or(full))?;
         let answer = answer_tokens(&sample.id, &encoded, &span)?;

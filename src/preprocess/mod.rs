@@ -26,6 +26,7 @@ mod error;
 pub mod features;
 pub mod image;
 pub mod image_settings;
+pub mod llava;
 pub mod mrope;
 pub mod patches;
 pub mod placeholder;
@@ -53,8 +54,11 @@ pub use tokenizer::Tokenizer;
 pub type Constructor = fn(&ModelDir) -> Result<Box<dyn Family>, Error>;
 
 /// `config.json`'s `model_type` → the family that prepares its inputs.
-pub const FAMILIES: &[(&str, Constructor)] =
-    &[("qwen2_vl", qwen2_vl::open), ("qwen2_5_vl", qwen2_vl::open)];
+pub const FAMILIES: &[(&str, Constructor)] = &[
+    ("llava", llava::open),
+    ("qwen2_5_vl", qwen2_vl::open),
+    ("qwen2_vl", qwen2_vl::open),
+];
 
 /// The processor of one model: a chat template, a tokenizer and image settings.
 pub trait Family: Send + Sync {

@@ -1,0 +1,233 @@
+//! Every family, from (image, question, answer) to coefficients, against transformers' own processors and
+//! PyTorch: small models with random weights, `tools/families/make.py`.
+//!
+//! Token ids, answer tokens, position ids, further decoder inputs and greedy answers: equal. What the
+//! vision encoder is fed: equal to the last bit, by its sha256. Coefficients through ONNX Runtime: within
+//! [`TOLERANCE`] of PyTorch's, neuron by neuron.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "a test's own helpers"
+)]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+
+use kvw::bundle::Bundle;
+use kvw::dataset::{Sample, read_jsonl};
+use kvw::graph::{Moment, Outputs};
+use kvw::kvw::{Forward, Gates, LayerRange};
+use kvw::pipeline::Model;
+use kvw::preprocess::{Form, PositionIds, Prepared, TensorValue, open_family};
+use kvw::runtime::{Collector, generate};
+use ndarray::Array1;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use support::{Tensors, chain, engine, fixtures, relative};
+
+/// Relative, neuron by neuron: float32 sums in two libraries, over two layers.
+const TOLERANCE: f64 = 1e-5;
+
+/// The families' fixtures, by name.
+fn families() -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(fixtures().join("families")).unwrap();
+    let folders = entries.map(|entry| entry.unwrap().path());
+    let mut folders: Vec<PathBuf> = folders
+        .filter(|p| p.join("goldens.json").exists())
+        .collect();
+    folders.sort();
+    assert!(!folders.is_empty());
+    folders
+}
+
+/// The samples of a family with their goldens.
+fn goldens(folder: &Path) -> Vec<(Sample, Value)> {
+    let goldens = std::fs::read(folder.join("goldens.json")).unwrap();
+    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
+    let samples = read_jsonl(&fixtures().join("families/samples.jsonl")).unwrap();
+    let found: Vec<(Sample, Value)> = goldens["samples"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|golden| {
+            let named = samples
+                .samples
+                .iter()
+                .find(|s| golden["id"] == s.id.as_str());
+            (named.unwrap().clone(), golden.clone())
+        })
+        .collect();
+    assert!(found.len() >= 7, "{}", folder.display());
+    found
+}
+
+fn integers(value: &Value) -> Vec<i64> {
+    let items = value.as_array().unwrap_or_else(|| panic!("{value}"));
+    items.iter().map(|item| item.as_i64().unwrap()).collect()
+}
+
+/// The rows of position ids, of which all-alike families have one.
+fn rows(positions: &PositionIds) -> Vec<Vec<i64>> {
+    match positions {
+        PositionIds::Sequential(ids) => vec![ids.to_vec()],
+        PositionIds::Multimodal(ids) => ids.rows().into_iter().map(|row| row.to_vec()).collect(),
+    }
+}
+
+/// Type, shape and bytes of a tensor, as the goldens have them.
+fn described(value: &TensorValue) -> (&'static str, Vec<u8>) {
+    match value {
+        TensorValue::Floats(a) => ("float32", a.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        TensorValue::Integers(a) => ("int64", a.iter().flat_map(|v| v.to_le_bytes()).collect()),
+        TensorValue::Booleans(a) => ("bool", a.iter().map(|&v| u8::from(v)).collect()),
+    }
+}
+
+fn hex(bytes: &[u8]) -> String {
+    let digest = Sha256::digest(bytes);
+    digest.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the vision encoder is fed: every tensor of the processor, to the last bit.
+fn image_is(prepared: &Prepared, golden: &Value, context: &str) -> usize {
+    let expected = golden["image"].as_object().unwrap();
+    let Some(image) = &prepared.image else {
+        assert!(expected.is_empty(), "{context}: no image");
+        return 0;
+    };
+    for (name, expected) in expected {
+        let context = format!("{context}, {name}");
+        let found = image.get(name).unwrap_or_else(|| panic!("{context}: none"));
+        let shape: Vec<i64> = found
+            .shape()
+            .iter()
+            .map(|&d| d.try_into().unwrap())
+            .collect();
+        assert_eq!(shape, integers(&expected["shape"]), "{context}");
+        let (dtype, bytes) = described(found);
+        assert_eq!(expected["dtype"], dtype, "{context}");
+        if let TensorValue::Floats(values) = found {
+            // Before the hash, which only says yes or no.
+            let step = usize::try_from(expected["step"].as_u64().unwrap()).unwrap();
+            let some: Vec<f32> = values.iter().step_by(step).copied().collect();
+            for (found, expected) in some.iter().zip(expected["values"].as_array().unwrap()) {
+                #[allow(clippy::cast_possible_truncation)]
+                let expected = expected.as_f64().unwrap() as f32;
+                assert_eq!(*found, expected, "{context}");
+            }
+        }
+        assert_eq!(expected["sha256"], hex(&bytes), "{context}");
+    }
+    expected.len()
+}
+
+#[test]
+fn every_input_is_the_one_that_transformers_makes() {
+    for folder in families() {
+        let family = open_family(&folder.join("model")).unwrap_or_else(|e| panic!("{}", chain(&e)));
+        let mut tensors = 0;
+        for (sample, golden) in goldens(&folder) {
+            let context = format!("{}, {}", folder.display(), sample.id);
+            let prepare = |form| {
+                let prepared = family.prepare(&sample, form);
+                prepared.unwrap_or_else(|error| panic!("{context}: {}", chain(&error)))
+            };
+            let question = prepare(Form::Question);
+            let expected = integers(&golden["question"]["input_ids"]);
+            assert_eq!(question.input_ids, expected, "{context}");
+            assert!(question.answer_mask.iter().all(|&counts| !counts));
+
+            let prepared = prepare(Form::WithAnswer);
+            let expected = &golden["with_answer"];
+            assert_eq!(
+                prepared.input_ids,
+                integers(&expected["input_ids"]),
+                "{context}"
+            );
+            let positions = expected["position_ids"].as_array().unwrap();
+            let positions: Vec<_> = positions.iter().map(integers).collect();
+            assert_eq!(rows(&prepared.position_ids), positions, "{context}");
+            let predicting: Vec<i64> = (1..)
+                .zip(&prepared.answer_mask)
+                .filter(|(_, counts)| **counts)
+                .map(|(next, _)| next)
+                .collect();
+            assert_eq!(
+                predicting,
+                integers(&expected["answer_tokens"]),
+                "{context}"
+            );
+            assert_eq!(prepared.answer_tokens, predicting.len(), "{context}");
+
+            let expected = golden["decoder_inputs"].as_object().unwrap();
+            assert_eq!(prepared.decoder_inputs.len(), expected.len(), "{context}");
+            for input in &prepared.decoder_inputs {
+                let name = &input.tensor.name;
+                let TensorValue::Integers(found) = &input.tensor.value else {
+                    panic!("{context}: {name} is not int64");
+                };
+                let expected = expected[name].as_array().unwrap();
+                let expected: Vec<i64> = expected.iter().flat_map(integers).collect();
+                assert_eq!(
+                    found.iter().copied().collect::<Vec<_>>(),
+                    expected,
+                    "{context}"
+                );
+            }
+            tensors += image_is(&prepared, &golden, &context);
+        }
+        assert!(tensors >= 7, "{}", folder.display());
+    }
+}
+
+#[test]
+fn coefficients_and_greedy_answers_are_those_of_pytorch() {
+    let engine = engine(1);
+    for folder in families() {
+        let name = folder.file_name().unwrap().to_string_lossy();
+        let coefficients = Tensors::open(&folder.join("coefficients.safetensors"));
+        let bundle = Bundle::open(&folder.join("model")).unwrap();
+        let mut model = Model::open(&bundle, None, &engine, 32).unwrap();
+        let sums = Outputs::Sums(Moment::Absolute);
+        let mut collecting = model.decoder(LayerRange::All, sums, 32).unwrap();
+        let mut plain = model.plain_decoder(100).unwrap();
+        let (mut worst, mut neurons) = (0.0, 0);
+        let goldens = goldens(&folder);
+        for (sample, golden) in &goldens {
+            let mut forward = Collector {
+                source: &mut model.lvlm,
+                decoder: &mut collecting,
+            };
+            let sums = forward.sums(&[sample], &Gates::new());
+            let sums = sums.unwrap_or_else(|error| panic!("{name}, {}: {error}", sample.id));
+            for (layer, sum) in &sums.layers {
+                let expected = coefficients.floats(&format!("{}.{layer}", sample.id));
+                #[allow(clippy::cast_possible_truncation)]
+                let found: Array1<f32> = sum.mapv(|sum| (f64::from(sum) / sums.weight) as f32);
+                assert_eq!(found.len(), expected.len());
+                worst = f64::max(worst, relative(&found, &expected));
+                neurons += found.len();
+            }
+            let expected = integers(&golden["greedy"]);
+            let gates = Gates::new();
+            let limit = expected.len();
+            let answer = generate::greedy(&mut model.lvlm, &mut plain, sample, &gates, limit);
+            let answer = answer.unwrap_or_else(|e| panic!("{name}, {}: {}", sample.id, chain(&e)));
+            assert_eq!(answer.ids, expected, "{name}, {}", sample.id);
+            assert_eq!(
+                answer.text,
+                golden["answer"].as_str().unwrap(),
+                "{name}, {}",
+                sample.id
+            );
+        }
+        eprintln!(
+            "{name}: {} samples; coefficients of {neurons} neurons off by at most {worst:.1e}, relative",
+            goldens.len()
+        );
+        assert!(neurons > 500 && worst <= TOLERANCE, "{name}: {worst:e}");
+    }
+}
