@@ -98,6 +98,15 @@ impl ModelDir {
         }
     }
 
+    /// The token that `tokenizer_config.json` gives this name, as an attribute of transformers' tokenizer
+    /// (in `extra_special_tokens`, or beside it), else `default`.
+    pub(crate) fn named_token(&self, name: &str, default: &str) -> Result<String, Error> {
+        let config = self.optional_json("tokenizer_config.json")?;
+        let nested = format!("extra_special_tokens.{name}");
+        let token = config.and_then(|config| config.token(name).or_else(|| config.token(&nested)));
+        Ok(token.unwrap_or_else(|| default.to_owned()))
+    }
+
     /// `generation_config.json`'s `eos_token_id`, else `config.json`'s; one id or a list, and none
     /// is fine.
     pub(crate) fn eos_token_ids(&self) -> Result<Vec<i64>, Error> {

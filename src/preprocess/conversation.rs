@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use super::answer::{answer_span, answer_tokens};
 use super::template::ChatTemplate;
+use super::tokenizer::Encoded;
 use super::{Error, Form, ImageInputs, ModelDir, PositionIds, Prepared, Tokenizer};
 use crate::dataset::Sample;
 
@@ -189,10 +190,21 @@ impl TextProcessor {
     /// # Errors
     /// [`Error::AnswerNotInPrompt`], [`Error::Tokenize`].
     pub fn tokenize(&self, sample: &Sample, rendered: &Rendered) -> Result<Tokens, Error> {
-        let encode = |text: &str| {
+        Self::tokenize_with(sample, rendered, |text| {
             let written = self.bos_token().is_some_and(|bos| text.starts_with(bos));
             self.tokenizer.encode(text, !written)
-        };
+        })
+    }
+
+    /// [`TextProcessor::tokenize`] for families that tokenize in their own way.
+    ///
+    /// # Errors
+    /// [`Error::AnswerNotInPrompt`], and what `encode` returns.
+    pub fn tokenize_with(
+        sample: &Sample,
+        rendered: &Rendered,
+        encode: impl Fn(&str) -> Result<Encoded, Error>,
+    ) -> Result<Tokens, Error> {
         let Some(Answered { lead, full }) = &rendered.answered else {
             let ids = encode(&rendered.prompt)?.ids;
             return Ok(Tokens {

@@ -84,6 +84,17 @@ impl ImageSettings {
         })
     }
 
+    /// With bicubic in the place of Lanczos where torchvision resizes, which has no Lanczos: what some fast
+    /// processors fall back to.
+    #[must_use]
+    pub fn with_bicubic_for_lanczos(self) -> ImageSettings {
+        let filter = match (self.backend, self.filter) {
+            (ImageBackend::Torchvision, Filter::Lanczos) => Filter::Bicubic,
+            (_, filter) => filter,
+        };
+        ImageSettings { filter, ..self }
+    }
+
     /// Whose arithmetic is followed.
     #[must_use]
     pub fn backend(&self) -> ImageBackend {

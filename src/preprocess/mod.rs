@@ -24,16 +24,21 @@ mod config;
 pub mod conversation;
 mod error;
 pub mod features;
+pub mod idefics3;
 pub mod image;
 pub mod image_settings;
+pub mod internvl;
 pub mod llava;
+pub mod mllama;
 pub mod mrope;
 pub mod patches;
+pub mod phi3_v;
 pub mod placeholder;
 pub mod qwen2_vl;
 pub mod resize;
 pub mod template;
 pub mod tensors;
+pub mod tiles;
 pub mod tokenizer;
 
 use std::ops::Range;
@@ -55,9 +60,14 @@ pub type Constructor = fn(&ModelDir) -> Result<Box<dyn Family>, Error>;
 
 /// `config.json`'s `model_type` → the family that prepares its inputs.
 pub const FAMILIES: &[(&str, Constructor)] = &[
+    ("idefics3", idefics3::open),
+    ("internvl", internvl::open),
     ("llava", llava::open),
+    ("mllama", mllama::open),
+    ("phi3_v", phi3_v::open),
     ("qwen2_5_vl", qwen2_vl::open),
     ("qwen2_vl", qwen2_vl::open),
+    ("smolvlm", idefics3::open),
 ];
 
 /// The processor of one model: a chat template, a tokenizer and image settings.
