@@ -643,7 +643,7 @@ fn a_broken_model_folder_is_an_error_that_names_the_file_and_the_field() {
         (
             "config.json",
             config("model_type", "bert".into()),
-            "no preprocessing for model_type `bert` (known: llava, qwen2_5_vl, ",
+            "no preprocessing for model_type `bert` (known: gemma3, idefics3, ",
         ),
         (
             "config.json",

@@ -202,6 +202,9 @@ pub enum Error {
         /// Shape or count found.
         found: String,
     },
+    /// The family has no prompts without an image.
+    #[error("the model takes no question without an image")]
+    ImageRequired,
     /// A sample failed; the source says why.
     #[error("sample `{sample}` cannot be prepared")]
     Sample {
@@ -254,6 +257,7 @@ impl Error {
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "copy it from the original model's repository"
             }
+            Self::ImageRequired => "leave out the samples whose `image` is null",
             Self::Sample { source, .. } => return source.hint(),
             _ => return None,
         };

@@ -24,6 +24,7 @@ mod config;
 pub mod conversation;
 mod error;
 pub mod features;
+pub mod gemma3;
 pub mod idefics3;
 pub mod image;
 pub mod image_settings;
@@ -31,11 +32,13 @@ pub mod internvl;
 pub mod llava;
 pub mod mllama;
 pub mod mrope;
+pub mod paligemma;
 pub mod patches;
 pub mod phi3_v;
 pub mod placeholder;
 pub mod qwen2_vl;
 pub mod resize;
+pub mod stretch;
 pub mod template;
 pub mod tensors;
 pub mod tiles;
@@ -60,10 +63,12 @@ pub type Constructor = fn(&ModelDir) -> Result<Box<dyn Family>, Error>;
 
 /// `config.json`'s `model_type` → the family that prepares its inputs.
 pub const FAMILIES: &[(&str, Constructor)] = &[
+    ("gemma3", gemma3::open),
     ("idefics3", idefics3::open),
     ("internvl", internvl::open),
     ("llava", llava::open),
     ("mllama", mllama::open),
+    ("paligemma", paligemma::open),
     ("phi3_v", phi3_v::open),
     ("qwen2_5_vl", qwen2_vl::open),
     ("qwen2_vl", qwen2_vl::open),

@@ -186,14 +186,6 @@ pub struct DecoderInput {
     pub token_axis: Option<usize>,
 }
 
-/// The names that families give to such inputs. A decoder that asks for anything else is refused when it
-/// is opened.
-pub const DECODER_INPUTS: &[&str] = &[
-    "cross_attention_mask",
-    "cross_attention_states",
-    "token_type_ids",
-];
-
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {

@@ -15,7 +15,7 @@ class DeployedModel:
         session = lambda name: onnxruntime.InferenceSession(  # noqa: E731
             folder / "onnx" / f"{name}.onnx", options, providers=["CPUExecutionProvider"]
         )
-        self.family = family
+        self.family, self.folder = family, folder
         self.vision_encoder, self.embed_tokens, self.decoder = map(
             session, ("vision_encoder", "embed_tokens", "decoder_model_merged")
         )
@@ -43,7 +43,7 @@ class DeployedModel:
         """Greedy answer of one sample, with the cache."""
         inputs = {name: value.numpy() for name, value in inputs.items()}
         embeds = self.inputs_embeds(inputs)
-        positions = self.family.prompt_positions(inputs)
+        positions = self.family.prompt_positions(inputs, self.folder)
         extra = {name: inputs[name] for name in self.family.decoder_inputs}
         mask, cache, answer = inputs["attention_mask"], self.cache, []
         while len(answer) < max_new_tokens:

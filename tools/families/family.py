@@ -41,6 +41,9 @@ class Family:
         """The model with its random weights, and the processor."""
         raise NotImplementedError
 
+    def deployed(self, folder):
+        """Whatever has to be done to the saved folder."""
+
     def vision_encoder(self, model):
         """For export: module, example inputs, their names, dynamic axes."""
         raise NotImplementedError
@@ -93,8 +96,8 @@ class Family:
         """Example position ids for export."""
         return query.expand(batch, -1)
 
-    def prompt_positions(self, inputs):
-        """Position ids of a prompt as a decoder's user makes them, for `deployed.py`."""
+    def prompt_positions(self, inputs, folder):
+        """Position ids of a prompt as a decoder's user makes them from the deployed `folder`, for `deployed.py`."""
         return np.arange(inputs["input_ids"].shape[1])[None]
 
     def attention(self, query, key, attention_mask, extra):

@@ -179,6 +179,7 @@ def make(family):
     model.config.save_pretrained(folder / "model")
     model.generation_config.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
+    family.deployed(folder / "model")
     for name in ("special_tokens_map.json", "added_tokens.json", "tokenizer.model", "video_preprocessor_config.json", "merges.txt", "vocab.json"):  # fmt: skip
         (folder / "model" / name).unlink(missing_ok=True)
     write_goldens(family, folder, model)
