@@ -158,6 +158,11 @@ impl<'m> Index<'m> {
         })
     }
 
+    /// The graph `scope`, if this index made the id.
+    pub fn graph(&self, scope: ScopeId) -> Option<&'m GraphProto> {
+        Some(self.scopes.get(scope.0)?.graph)
+    }
+
     /// The node `id`, if this index made the id.
     pub fn node(&self, id: NodeId) -> Option<&'m NodeProto> {
         self.scopes.get(id.scope.0)?.graph.node.get(id.index)

@@ -64,6 +64,14 @@ impl DataType {
             .map(|bits| bits.div_ceil(8))
     }
 
+    /// Whether codes of this integer type are signed.
+    pub fn is_signed(self) -> bool {
+        matches!(
+            self.0,
+            Code::Int2 | Code::Int4 | Code::Int8 | Code::Int16 | Code::Int32 | Code::Int64
+        )
+    }
+
     /// Whether weights of this type can be scaled in place: float32, float16, bfloat16.
     pub fn is_scalable_float(self) -> bool {
         matches!(self.0, Code::Float | Code::Float16 | Code::Bfloat16)

@@ -9,16 +9,18 @@
 //!   scanned, and its decoded size estimated, before anything is decoded;
 //! - weights are never copied: `raw_data` is a slice of the map, so its address *is* its offset.
 
+pub mod anatomy;
 mod dtype;
 mod error;
 mod external;
 mod model;
 mod span;
+pub mod splice;
 mod wire;
 
 pub use dtype::DataType;
 pub use error::Error;
-pub use model::{ModelFile, Storage, attribute, graphs, tensors};
+pub use model::{ModelFile, Storage, attribute, graphs, int_attribute, tensors};
 pub use span::ByteSpan;
 pub use wire::Limits;
 

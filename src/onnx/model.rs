@@ -6,6 +6,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::external::Reference;
+use super::schema::attribute_proto::AttributeType;
 use super::schema::tensor_proto::DataLocation;
 use super::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
 use super::{ByteSpan, DataType, Error, Limits, wire};
@@ -125,6 +126,11 @@ impl ModelFile {
     /// The file's size in bytes.
     pub fn size(&self) -> u64 {
         self.map.len() as u64
+    }
+
+    /// The file's bytes.
+    pub fn map(&self) -> &[u8] {
+        &self.map
     }
 
     /// The decoded model.
@@ -263,8 +269,8 @@ impl ModelFile {
     /// data is mapped, not copied.
     ///
     /// # Errors
-    /// As [`ModelFile::storage`]; a tensor in a typed field other than those that hold floats and
-    /// 32- or 64-bit integers is refused.
+    /// As [`ModelFile::storage`]; a tensor in a typed field other than those that hold float32, 16-bit
+    /// floats and integers of 8 to 64 bits is refused.
     pub fn bytes(&self, tensor: &TensorProto) -> Result<Bytes, Error> {
         match self.storage(tensor)? {
             Storage::Inline(_) => Ok(tensor.raw_data.clone().unwrap_or_default()),
@@ -293,6 +299,14 @@ impl ModelFile {
                 Some(DataType::FLOAT) => Ok(little_endian(&tensor.float_data)),
                 Some(DataType::INT64) => Ok(little_endian(&tensor.int64_data)),
                 Some(DataType::INT32) => Ok(little_endian(&tensor.int32_data)),
+                // Smaller types are stored there too, one element each (`TensorProto.int32_data`).
+                Some(dtype) if matches!(dtype.bits(), Some(8 | 16)) => {
+                    let size = dtype.bytes(1).and_then(|size| usize::try_from(size).ok());
+                    let wide = tensor.int32_data.iter().map(|value| value.to_le_bytes());
+                    Ok(wide
+                        .flat_map(|bytes| bytes.into_iter().take(size.unwrap_or(1)))
+                        .collect())
+                }
                 _ => Err(self.tensor_error(
                     tensor,
                     "raw_data, external_data, float_data, int32_data or int64_data",
@@ -399,6 +413,16 @@ fn nested(nodes: &[NodeProto]) -> impl Iterator<Item = &GraphProto> {
 
 fn attribute_graphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphProto> {
     attribute.g.as_deref().into_iter().chain(&attribute.graphs)
+}
+
+/// An attribute of type `INT`.
+pub fn int_attribute(name: &str, value: i64) -> AttributeProto {
+    AttributeProto {
+        name: Some(name.to_owned()),
+        r#type: Some(AttributeType::Int as i32),
+        i: Some(value),
+        ..AttributeProto::default()
+    }
 }
 
 /// The attribute `name` of `node`.
