@@ -596,7 +596,7 @@ fn inspect_lists_files_and_mlps_of_a_folder_and_of_a_single_file() {
                 keys(mlp),
                 [
                     "layer", "tower", "d_ff", "d_model", "op", "weight", "dtype", "gated", "edit",
-                    "reason"
+                    "graph", "cost", "reason"
                 ]
             );
             let expected = json!({

@@ -12,7 +12,8 @@ use std::path::{Path, PathBuf};
 
 use kvw::bundle::Bundle;
 use kvw::edit::{
-    self, DiffReport, EditForm, EditPlan, Error, Match, Mismatch, ModelIdentity, Options, Receipt,
+    self, Cost, DiffReport, EditForm, EditPlan, Error, FormChoice, Match, Mismatch, ModelIdentity,
+    Options, Receipt,
 };
 use kvw::onnx::schema::tensor_proto::DataLocation;
 use kvw::onnx::schema::{
@@ -700,66 +701,153 @@ fn altered(alter: impl Fn(&mut GraphProto)) -> (TempDir, PathBuf) {
     (temp, folder)
 }
 
-fn refusal(alter: impl Fn(&mut GraphProto)) -> String {
-    let (_temp, folder) = altered(alter);
-    let gates = gates_for(&Spec::default(), |_, _| 0.5);
-    let error = plan(&folder, &gates).unwrap_err();
-    assert!(matches!(error, Error::NotEditable { .. }), "{error}");
-    let inspection = edit::inspect(&Bundle::open(&folder).unwrap()).unwrap();
-    assert!(
-        inspection.files[0]
-            .mlps
+fn in_form(folder: &Path, form: EditForm) -> Result<EditPlan, Error> {
+    EditPlan::in_form(
+        &Bundle::open(folder).unwrap(),
+        &gates_for(&Spec::default(), |_, _| 0.5),
+        &identity_of(folder, DECODER),
+        FormChoice::Only(form),
+    )
+}
+
+#[test]
+fn a_weight_that_something_else_reads_is_copied_before_it_is_changed() {
+    let readers: [fn(&mut GraphProto); 3] = [
+        |graph| {
+            let other = node("Softmax", "the_other", &["down_w1"], "z");
+            graph.node.push(other);
+            graph.output.push(value("z"));
+        },
+        |graph| {
+            graph.node.push(node("Transpose", "t", &["down_w1"], "z"));
+            graph.node.push(node("Neg", "behind", &["z"], "nz"));
+            graph.output.push(value("nz"));
+        },
+        |graph| graph.output.push(value("down_w1")),
+    ];
+    for reader in readers {
+        let (temp, folder) = altered(reader);
+        let plan = in_form(&folder, EditForm::Columns).unwrap();
+        let graphs: Vec<bool> = plan.mlps().iter().map(|mlp| mlp.graph).collect();
+        assert_eq!(graphs, [false, true], "layer 1's weight is shared");
+        let out = temp.path().join("out");
+        run(&folder, &plan, &out).unwrap();
+        let old = down_values(&folder, DECODER, "down_w1");
+        assert_eq!(old, down_values(&out, DECODER, "down_w1"));
+        let halved: Vec<f32> = old.iter().map(|w| w * 0.5).collect();
+        assert_eq!(halved, down_values(&out, DECODER, "down_w1.kvw.layers.1"));
+        let model = ModelFile::open(&out.join(DECODER), &Limits::default()).unwrap();
+        let down = model
+            .graph()
+            .node
             .iter()
-            .any(|mlp| mlp.edit.is_none() && mlp.reason.is_some())
-    );
-    error.to_string()
+            .find(|n| n.name().ends_with("1/mlp/down_proj"));
+        assert_eq!(down.unwrap().input[1], "down_w1.kvw.layers.1");
+        assert!(edit::diff(&folder, &out).unwrap().is_as_planned());
+    }
 }
 
 #[test]
-fn a_weight_that_something_else_reads_is_refused_by_name() {
-    let reason = refusal(|graph| {
-        graph
-            .node
-            .push(node("Softmax", "the_other", &["down_w1"], "z"));
-        graph.output.push(value("z"));
-    });
-    assert!(
-        reason.contains("Softmax 'the_other'") && reason.contains("layer 1"),
-        "{reason}"
-    );
-    let reason = refusal(|graph| {
-        graph.node.push(node("Transpose", "t", &["down_w0"], "z"));
-        graph.node.push(node("Neg", "behind", &["z"], "nz"));
-        graph.output.push(value("nz"));
-    });
-    assert!(reason.contains("Neg 'behind'"), "{reason}");
-    let reason = refusal(|graph| graph.output.push(value("down_w0")));
-    assert!(reason.contains("graph output 'down_w0'"), "{reason}");
-}
-
-#[test]
-fn weights_that_cannot_be_rewritten_are_refused_with_the_reason() {
-    let reason = refusal(|graph| {
-        let weight = graph
-            .initializer
-            .iter_mut()
-            .find(|t| t.name() == "down_w0")
-            .unwrap();
+fn packed_float_data_is_multiplied_where_it_lies() {
+    let spec = Spec::default();
+    let (temp, folder) = altered(|graph| {
+        let mut weights = graph.initializer.iter_mut();
+        let weight = weights.find(|t| t.name() == "down_w0").unwrap();
         weight.raw_data = None;
-        weight.float_data = random(100, 240);
+        weight.float_data = down_weight(&Spec::default(), 0);
     });
-    assert!(reason.contains("typed field"), "{reason}");
-    let reason = refusal(|graph| {
-        let down = graph
-            .node
-            .iter_mut()
-            .find(|n| n.input.iter().any(|i| i == "down_w0"))
-            .unwrap();
-        down.input[1] = "cast".into();
+    let out = temp.path().join("out");
+    plan_and_run(&folder, &gates_for(&spec, |_, _| 0.5), &out).unwrap();
+    let halved: Vec<f32> = down_weight(&spec, 0).iter().map(|w| w * 0.5).collect();
+    assert_eq!(halved, down_values(&out, DECODER, "down_w0"));
+    assert!(edit::diff(&folder, &out).unwrap().is_as_planned());
+}
+
+#[test]
+fn a_weight_behind_a_cast_is_multiplied_as_stored() {
+    let (temp, folder) = altered(|graph| {
+        let mut nodes = graph.node.iter_mut();
+        let reads = |n: &&mut NodeProto| n.input.iter().any(|i| i == "down_w0");
+        nodes.find(reads).unwrap().input[1] = "cast".into();
         let cast = node("Cast", "c", &["down_w0"], "cast");
         graph.node.insert(0, cast);
     });
-    assert!(reason.contains("Cast"), "{reason}");
+    let out = temp.path().join("out");
+    let plan = plan(&folder, &gates_for(&Spec::default(), |_, _| 0.5)).unwrap();
+    assert!(plan.graphs().is_empty());
+    run(&folder, &plan, &out).unwrap();
+    let old = down_values(&folder, DECODER, "down_w0");
+    let halved: Vec<f32> = old.iter().map(|w| w * 0.5).collect();
+    assert_eq!(halved, down_values(&out, DECODER, "down_w0"));
+}
+
+#[test]
+fn a_mul_before_the_down_projection_fits_a_plain_mlp_and_is_what_was_planned() {
+    let (temp, folder) = folder_with(&[(DECODER, Spec::default())]);
+    let error = in_form(&folder, EditForm::Scales).unwrap_err().to_string();
+    assert!(error.contains("not gated"), "{error}");
+    let plan = in_form(&folder, EditForm::Mul).unwrap();
+    assert!(plan.edits().is_empty());
+    let out = temp.path().join("out");
+    let receipt = run(&folder, &plan, &out).unwrap();
+    let costs: Vec<Cost> = receipt.edits.iter().map(|edit| edit.cost).collect();
+    assert_eq!(costs, [Cost::ElementwiseMul; 2]);
+    let model = ModelFile::open(&out.join(DECODER), &Limits::default()).unwrap();
+    let graph = model.graph();
+    for layer in 0..2 {
+        let mul = graph.node.iter().position(|n| {
+            n.op_type() == "Mul" && n.output[0] == format!("kvw.layers.{layer}.gated")
+        });
+        let mul = mul.unwrap();
+        let down = &graph.node[mul + 1];
+        assert_eq!(down.name(), format!("/model/layers.{layer}/mlp/down_proj"));
+        assert_eq!(graph.node[mul].input[0], format!("h{layer}"));
+        assert_eq!(down.input[0], graph.node[mul].output[0]);
+        let gates = down_values(&out, DECODER, &graph.node[mul].input[1]);
+        assert_eq!(gates, [0.5; 24]);
+    }
+    let diff = edit::diff(&folder, &out).unwrap();
+    assert!(diff.is_as_planned(), "{diff:?}");
+    // The same plan again, in another form, is still the same plan.
+    let again = EditPlan::in_form(
+        &Bundle::open(&out).unwrap(),
+        &gates_for(&Spec::default(), |_, _| 0.5),
+        &identity_of(&out, DECODER),
+        FormChoice::Only(EditForm::Columns),
+    );
+    assert!(matches!(again, Err(Error::AlreadyApplied { .. })));
+}
+
+#[test]
+fn a_diff_finds_a_changed_byte_of_a_file_whose_graph_changed() {
+    let (temp, folder) = folder_with(&[(DECODER, Spec::default())]);
+    let plan = in_form(&folder, EditForm::Mul).unwrap();
+    let out = temp.path().join("out");
+    let receipt = run(&folder, &plan, &out).unwrap();
+    let inserted = &receipt.files[0].inserted;
+    let added = inserted.iter().max_by_key(|range| range.len).unwrap();
+    let len = fs::metadata(out.join(DECODER)).unwrap().len();
+    // In what was put in, in a weight that was kept, and in the last byte.
+    for at in [
+        added.offset + added.len - 1,
+        inserted[0].offset + 500,
+        len - 1,
+    ] {
+        flip(&out.join(DECODER), at);
+        let diff = edit::diff(&folder, &out).unwrap();
+        assert!(!diff.is_as_planned(), "byte {at}");
+        flip(&out.join(DECODER), at);
+    }
+    assert!(edit::diff(&folder, &out).unwrap().is_as_planned());
+    // Without a receipt the kept tensors are found by name, and only the graph differs.
+    fs::remove_file(out.join("kvw.json")).unwrap();
+    let diff = edit::diff(&folder, &out).unwrap();
+    assert!(
+        diff.changed[0]
+            .ranges
+            .iter()
+            .all(|range| range.tensors.is_empty())
+    );
 }
 
 #[test]
@@ -787,7 +875,7 @@ fn one_decoder_that_cannot_be_edited_stops_all() {
         .unwrap_err()
         .to_string();
     assert!(
-        error.contains("_q4.onnx") && error.contains("quantized in blocks"),
+        error.contains("_q4.onnx") && error.contains("block_size"),
         "{error}"
     );
 }
@@ -1127,7 +1215,8 @@ fn an_inspection_has_the_documented_form() {
     assert_eq!(json["files"][0]["role"], "decoder");
     let expected = serde_json::json!({
         "layer": 1, "tower": "language", "d_ff": 24, "d_model": 10, "op": "MatMul",
-        "weight": "down_w1", "dtype": "float", "gated": false, "edit": "columns", "reason": null,
+        "weight": "down_w1", "dtype": "float", "gated": false, "edit": "columns", "graph": false,
+        "cost": "none", "reason": null,
     });
     assert_eq!(json["files"][0]["mlps"][1], expected);
 }

@@ -9,7 +9,9 @@ use super::outcome::Outcome;
 use super::printer::Printer;
 use super::weaken::describe;
 use crate::bundle::Bundle;
-use crate::edit::{self, EditPlan, Receipt, TensorEdit};
+use crate::edit::{
+    self, Cost, EditForm, EditPlan, FormChoice, GraphEdit, MlpEdit, Receipt, TensorEdit,
+};
 use crate::kvw::{self, Plan};
 use crate::pipeline::{Error, identity_in};
 
@@ -29,6 +31,11 @@ pub(super) struct Apply {
     /// The new folder
     #[arg(short, long, value_name = "FOLDER")]
     output: PathBuf,
+    /// How gates are written: auto, columns (of a float W_down), scales (of up_proj: exact for quantized
+    /// gated MLPs) or mul (a Mul by the gates is added to the graph). auto takes, for each layer, the
+    /// first that fits
+    #[arg(long, default_value = "auto", value_name = "FORM")]
+    edit: FormChoice,
     /// Put digests of whole files into the receipt (reads every edited file twice more)
     #[arg(long)]
     checksums: bool,
@@ -44,7 +51,9 @@ pub(super) struct Apply {
 struct Applied<'a> {
     output: &'a PathBuf,
     dry_run: bool,
+    mlps: &'a [MlpEdit],
     edits: &'a [TensorEdit],
+    graphs: &'a [GraphEdit],
     receipt: Option<Receipt>,
 }
 
@@ -53,7 +62,8 @@ impl Apply {
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
         let (plan, provenance) = kvw::load_plan(&self.plan).map_err(Error::from)?;
         let identity = identity_in(&self.plan, &provenance)?;
-        let edits = EditPlan::new(&bundle, &plan.gates, &identity).map_err(Error::from)?;
+        let edits =
+            EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit).map_err(Error::from)?;
         let receipt = if self.dry_run {
             edits.check_bytes(&bundle).map_err(Error::from)?;
             None
@@ -71,26 +81,72 @@ impl Apply {
         let applied = Applied {
             output: &self.output,
             dry_run: self.dry_run,
+            mlps: edits.mlps(),
             edits: edits.edits(),
+            graphs: edits.graphs(),
             receipt,
         };
         printer.result("apply", &applied, || {
-            let mut text = format!("{}\n", describe(&plan));
-            for edit in edits.edits() {
-                text += &format!("  {} {} {}\n", edit.file, edit.span, edit.tensor);
-            }
+            let text = format!("{}\n{}", describe(&plan), changes(&edits, self.dry_run));
             text + &match self.dry_run {
                 true => format!("dry run: nothing was written to {}", self.output.display()),
                 false => format!(
-                    "{}: {} bytes in {} tensors rewritten, all others identical",
+                    "{}: {} bytes in {} tensors rewritten{}, all others identical",
                     self.output.display(),
                     edits.bytes(),
-                    edits.edits().len()
+                    edits.edits().len(),
+                    match edits.graphs().len() {
+                        0 => String::new(),
+                        files => format!(", the graphs of {files} files changed"),
+                    }
                 ),
             }
         })?;
         Ok(Outcome::Done)
     }
+}
+
+/// What is done where, and with `details` each byte range and change of a graph.
+fn changes(edits: &EditPlan, details: bool) -> String {
+    let mut text = String::new();
+    let mut files: Vec<&str> = edits.mlps().iter().map(|mlp| mlp.file.as_str()).collect();
+    files.dedup();
+    for file in files {
+        text += &format!("  {file}\n");
+        for (form, graph, cost) in kinds(edits.mlps(), file) {
+            let layers = edits.mlps().iter().filter(|mlp| {
+                mlp.file == file && (mlp.form, mlp.graph, mlp.cost) == (form, graph, cost)
+            });
+            let layers: Vec<String> = layers.map(|mlp| mlp.layer.to_string()).collect();
+            let graph = if graph { ", in the graph" } else { "" };
+            text += &format!("    {form}{graph}: layers {}; ", layers.join(", "));
+            text += &format!("costs {cost} at inference\n");
+        }
+        let graph = edits.graphs().iter().find(|graph| graph.file == file);
+        if let Some(graph) = graph {
+            let (before, after) = (graph.bytes_before, graph.bytes_after);
+            text += &format!("    graph: {before} bytes become {after}\n");
+            for change in graph.changes.iter().filter(|_| details) {
+                text += &format!("      {change}\n");
+            }
+        }
+    }
+    for edit in edits.edits() {
+        text += &format!("  {} {} {}\n", edit.file, edit.span, edit.tensor);
+    }
+    text
+}
+
+/// The different ways in which the layers of `file` are edited, in the order of the layers.
+fn kinds(mlps: &[MlpEdit], file: &str) -> Vec<(EditForm, bool, Cost)> {
+    let mut kinds = Vec::new();
+    for mlp in mlps.iter().filter(|mlp| mlp.file == file) {
+        let kind = (mlp.form, mlp.graph, mlp.cost);
+        if !kinds.contains(&kind) {
+            kinds.push(kind);
+        }
+    }
+    kinds
 }
 
 /// What a receipt keeps of a plan.

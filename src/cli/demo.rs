@@ -80,6 +80,7 @@ impl Demo {
             eval_limit: 60,
             max_new_tokens: 50,
             variant: None,
+            edit: crate::edit::FormChoice::Auto,
             force: false,
             weakening: WeakenArguments {
                 gamma: Some(parameters.gamma),

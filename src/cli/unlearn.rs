@@ -18,7 +18,7 @@ use super::printer::{Printer, table};
 use super::weaken::describe;
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
-use crate::edit::{self, EditPlan, ModelIdentity};
+use crate::edit::{self, EditPlan, FormChoice, ModelIdentity};
 use crate::eval::evaluate;
 use crate::eval::text::{Metric, Summary};
 use crate::files::write_atomic;
@@ -75,6 +75,9 @@ pub(super) struct Unlearn {
     /// The precision to run where the folder has several (fp32, fp16, …); all of them are edited
     #[arg(long, value_name = "NAME")]
     pub(super) variant: Option<String>,
+    /// How gates are written: auto, columns, scales or mul (see `kvw apply --help`)
+    #[arg(long, default_value = "auto", value_name = "FORM")]
+    pub(super) edit: FormChoice,
     /// Replace an output that kvw wrote
     #[arg(long)]
     pub(super) force: bool,
@@ -191,7 +194,8 @@ impl Unlearn {
             .filter_map(|(name, set)| Some((name, set?)))
             .collect();
         let provenance = provenance(&model, &identity, &engine, &data)?;
-        let edits = EditPlan::new(&bundle, &plan.gates, &identity).map_err(Error::from)?;
+        let edits =
+            EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit).map_err(Error::from)?;
         let sets: Vec<&Dataset> = [Some(&forget), retain.as_ref()]
             .into_iter()
             .flatten()

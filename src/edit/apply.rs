@@ -1,16 +1,17 @@
 //! A plan, applied: a new folder, complete, or none.
 //!
 //! In: a [`Bundle`] and an [`EditPlan`] made for it. Out: a folder with every file of the model, the
-//! planned ranges scaled, everything else byte for byte, and a [`Receipt`].
+//! planned ranges scaled, the planned changes of graphs made, everything else byte for byte, and a
+//! [`Receipt`].
 //!
 //! 1. refuse what cannot end well: no room, output inside input, the same plan applied before;
 //! 2. copy every file into a staging folder: blocks shared where the file system can, else all bytes
-//!    but the planned ranges;
+//!    but the planned ranges; a file whose graph changes piece by piece, with the new bytes between;
 //! 3. at the same time write the planned ranges there, scaled, block by block, hashing what they were;
 //! 4. verify: compute the ranges again from the *input* and compare with what the staged files hold;
 //! 5. write the receipt, sync, rename.
 //!
-//! Memory: a few blocks of 1 MiB for each thread, whatever the model's size.
+//! Memory: a few blocks of 1 MiB for each thread and what is put into graphs, whatever the model's size.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,13 +21,16 @@ use rayon::prelude::*;
 use serde_json::Value;
 
 use super::Error;
-use super::plan::{EditPlan, TensorEdit};
+use super::plan::{EditPlan, GraphEdit, TensorEdit};
 use super::read::{BLOCK, Source, blocks, short};
-use super::receipt::{EditedFile, EditedRange, Receipt, SCHEMA_VERSION};
+use super::receipt::{EditedFile, EditedRange, InsertedRange, Receipt, SCHEMA_VERSION};
 use super::scale::{Block, NotFinite};
+use super::splice;
 use super::verify::verify;
 use crate::bundle::{Bundle, Entry, Tree};
 use crate::files::{BegunCopy, Method, PatchTarget, RECEIPT, Sha256, Sha256Hasher, StagedFolder};
+use crate::onnx::ByteSpan;
+use crate::onnx::splice::Piece;
 
 /// How a plan is applied.
 #[derive(Clone, Debug, Default)]
@@ -134,10 +138,15 @@ pub fn apply_if(
     let previous = Receipt::of(tree)?;
     refuse_nesting(tree, out)?;
     let mut staged = StagedFolder::create(out, options.force)?;
-    staged.require_space(tree.bytes())?;
+    staged.require_space(tree.bytes().saturating_add(plan.growth()))?;
 
     let by_file = by_file(tree, plan)?;
-    let copies = begin_copies(tree, &staged)?;
+    for file in &by_file {
+        if let Some(edit) = file.graph {
+            splice::write(file.entry, edit, &source(file.entry)?, &staged)?;
+        }
+    }
+    let copies = begin_copies(tree, &staged, &by_file)?;
     let (copied, before) = rayon::join(
         || copy(&copies, &by_file, progress),
         || {
@@ -148,12 +157,12 @@ pub fn apply_if(
     copied?;
     let before = before?;
     // The disk works while the processor verifies.
-    for (entry, _) in &by_file {
-        staged.seal(&entry.relative)?;
+    for file in &by_file {
+        staged.seal(&file.entry.relative)?;
     }
     let meter = Meter::new(Stage::Verify, plan.bytes(), progress);
     let after = verify(&by_file, &staged, &meter)?;
-    if before == after {
+    if before == after && plan.graphs().is_empty() {
         return Err(Error::NothingToChange {
             folder: bundle.folder().to_owned(),
         });
@@ -164,7 +173,8 @@ pub fn apply_if(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         plan_digest: plan.digest(),
         plan: options.plan.clone(),
-        files: edited_files(&by_file, &before, &after),
+        edits: plan.mlps().to_vec(),
+        files: edited_files(&by_file, &before, &after)?,
         previous: previous.map(Box::new),
     };
     if options.checksums {
@@ -187,20 +197,55 @@ pub fn apply_if(
 }
 
 /// The edits of one file.
-pub(super) type FileEdits<'e> = (&'e Entry, Vec<&'e TensorEdit>);
+pub(super) struct FileEdits<'e> {
+    pub(super) entry: &'e Entry,
+    /// Ranges to multiply, by offset.
+    pub(super) edits: Vec<&'e TensorEdit>,
+    /// How its graph changes, if it does.
+    pub(super) graph: Option<&'e GraphEdit>,
+}
+
+impl FileEdits<'_> {
+    /// Where a range that is multiplied is in the output.
+    pub(super) fn moved(&self, edit: &TensorEdit) -> Result<ByteSpan, Error> {
+        let moved = match self.graph {
+            None => Some(edit.span),
+            Some(graph) => graph.splice.moved(edit.span),
+        };
+        moved.ok_or_else(|| Error::Overlap {
+            data: edit.file.clone(),
+            span: edit.span,
+            tensor: edit.tensor.clone(),
+            other: "a part of the graph that is replaced".to_owned(),
+        })
+    }
+}
 
 fn by_file<'e>(tree: &'e Tree, plan: &'e EditPlan) -> Result<Vec<FileEdits<'e>>, Error> {
     let mut files: BTreeMap<&str, FileEdits<'e>> = BTreeMap::new();
-    for edit in plan.edits() {
-        let entry = tree.get(&edit.file).ok_or_else(|| Error::Changed {
-            file: edit.file.clone(),
-            expected: edit.span.offset.saturating_add(edit.span.len),
+    let graphs = plan.graphs().iter();
+    let ranges = plan.edits().iter();
+    let named = graphs
+        .map(|graph| (graph.file.as_str(), graph.bytes_before))
+        .chain(ranges.map(|edit| {
+            let end = edit.span.offset.saturating_add(edit.span.len);
+            (edit.file.as_str(), end)
+        }));
+    for (file, expected) in named {
+        let entry = tree.get(file).ok_or_else(|| Error::Changed {
+            file: file.to_owned(),
+            expected,
             found: 0,
         })?;
-        let (_, edits) = files
-            .entry(&edit.file)
-            .or_insert_with(|| (entry, Vec::new()));
-        edits.push(edit);
+        files.entry(file).or_insert_with(|| FileEdits {
+            entry,
+            edits: plan
+                .edits()
+                .iter()
+                .filter(|edit| edit.file == file)
+                .collect(),
+            graph: plan.graphs().iter().find(|graph| graph.file == file),
+        });
     }
     Ok(files.into_values().collect())
 }
@@ -247,13 +292,18 @@ fn absolute(out: &Path) -> PathBuf {
     }
 }
 
-/// Every file of the output, with its length.
+/// Every file of the output whose graph stays, with its length.
 fn begin_copies<'t>(
     tree: &'t Tree,
     staged: &StagedFolder,
+    files: &[FileEdits<'_>],
 ) -> Result<Vec<(&'t Entry, BegunCopy)>, Error> {
+    let spliced = |entry: &Entry| {
+        let mut files = files.iter().filter(|file| file.graph.is_some());
+        files.any(|file| file.entry.relative == entry.relative)
+    };
     tree.entries()
-        .filter(|entry| entry.relative != RECEIPT)
+        .filter(|entry| entry.relative != RECEIPT && !spliced(entry))
         .map(|entry| {
             let copy = staged.begin_copy(&entry.path, &entry.relative)?;
             match copy.copied().bytes == entry.len {
@@ -279,8 +329,8 @@ fn copy(
     copies.par_iter().try_for_each(|(entry, copy)| {
         let edits = files
             .iter()
-            .filter(|(edited, _)| edited.relative == entry.relative)
-            .flat_map(|(_, edits)| edits);
+            .filter(|edited| edited.entry.relative == entry.relative)
+            .flat_map(|edited| &edited.edits);
         let holes: Vec<_> = edits
             .map(|edit| edit.span.offset..edit.span.offset.saturating_add(edit.span.len))
             .collect();
@@ -299,16 +349,19 @@ fn patch(
 ) -> Result<Vec<Vec<Sha256>>, Error> {
     files
         .par_iter()
-        .map(|(entry, edits)| {
-            let target = staged.patch(&entry.relative)?;
-            let source = source(entry)?;
-            let shared = copies
+        .map(|file| {
+            let target = staged.patch(&file.entry.relative)?;
+            let source = source(file.entry)?;
+            // A spliced file has all its bytes, and a copy with shared blocks too.
+            let whole = copies
                 .iter()
-                .find(|(copied, _)| copied.relative == entry.relative)
-                .is_some_and(|(_, copy)| copy.copied().method == Method::Reflink);
-            edits
-                .par_iter()
-                .map(|edit| patch_tensor(edit, &source, &target, shared, meter))
+                .find(|(copied, _)| copied.relative == file.entry.relative)
+                .is_none_or(|(_, copy)| copy.copied().method == Method::Reflink);
+            (file.edits.par_iter())
+                .map(|edit| {
+                    let at = file.moved(edit)?.offset;
+                    patch_tensor(edit, &source, &target, at, whole, meter)
+                })
                 .collect()
         })
         .collect()
@@ -318,7 +371,8 @@ fn patch_tensor(
     edit: &TensorEdit,
     source: &Source,
     target: &PatchTarget,
-    shared: bool,
+    at: u64,
+    whole: bool,
     meter: &Meter<'_>,
 ) -> Result<Sha256, Error> {
     let mut hasher = Sha256Hasher::default();
@@ -326,9 +380,8 @@ fn patch_tensor(
     for part in blocks(edit.span) {
         source.read_at(part.offset, block.resized(short(part.len)))?;
         hasher.update(block.bytes());
-        // A block with gates of 1 is in a copy with shared blocks already, in any other not yet.
-        if scale(edit, part.offset, &mut block)? || !shared {
-            target.write_at(part.offset, block.bytes())?;
+        if scale(edit, part.offset, &mut block)? || !whole {
+            target.write_at(at + (part.offset - edit.span.offset), block.bytes())?;
         }
         meter.add(part.len);
     }
@@ -357,30 +410,58 @@ fn edited_files(
     files: &[FileEdits<'_>],
     before: &[Vec<Sha256>],
     after: &[Vec<Sha256>],
-) -> Vec<EditedFile> {
+) -> Result<Vec<EditedFile>, Error> {
     let digests = before.iter().zip(after);
     files
         .iter()
         .zip(digests)
-        .map(|((entry, edits), (before, after))| EditedFile {
-            path: entry.relative.clone(),
-            bytes: entry.len,
-            sha256_before: None,
-            sha256_after: None,
-            ranges: edits
-                .iter()
+        .map(|(file, (before, after))| {
+            let ranges = (file.edits.iter())
                 .zip(before.iter().zip(after))
-                .map(|(edit, (&sha256_before, &sha256_after))| EditedRange {
-                    tensor: edit.tensor.clone(),
-                    layer: edit.layer,
-                    form: edit.form,
-                    dtype: edit.dtype,
-                    offset: edit.span.offset,
-                    len: edit.span.len,
-                    sha256_before,
-                    sha256_after,
+                .map(|(edit, (&sha256_before, &sha256_after))| {
+                    let moved = file.moved(edit)?;
+                    Ok(EditedRange {
+                        tensor: edit.tensor.clone(),
+                        layer: edit.layer,
+                        form: edit.form,
+                        dtype: edit.dtype,
+                        offset: moved.offset,
+                        len: edit.span.len,
+                        offset_before: (moved != edit.span).then_some(edit.span.offset),
+                        sha256_before,
+                        sha256_after,
+                    })
                 })
-                .collect(),
+                .collect::<Result<_, Error>>()?;
+            let bytes = file.graph.map_or(file.entry.len, |graph| graph.bytes_after);
+            Ok(EditedFile {
+                path: file.entry.relative.clone(),
+                bytes,
+                bytes_before: (bytes != file.entry.len).then_some(file.entry.len),
+                sha256_before: None,
+                sha256_after: None,
+                ranges,
+                inserted: file.graph.map_or_else(Vec::new, inserted),
+                graph: file
+                    .graph
+                    .map_or_else(Vec::new, |graph| graph.changes.clone()),
+            })
+        })
+        .collect()
+}
+
+fn inserted(graph: &GraphEdit) -> Vec<InsertedRange> {
+    let pieces = graph.splice.pieces();
+    pieces
+        .filter_map(|piece| match piece {
+            Piece::Kept { .. } => None,
+            Piece::New { bytes, from, to } => Some(InsertedRange {
+                offset: to,
+                len: bytes.len() as u64,
+                offset_before: from.offset,
+                len_before: from.len,
+                sha256: Sha256::of_bytes(bytes),
+            }),
         })
         .collect()
 }

@@ -5,7 +5,8 @@
 //! differing byte is checked to lie in a planned range.
 //!
 //! Both files are cut at the borders of tensors and planned ranges, so no stretch mixes what is
-//! planned with what is not. Memory: a stretch's numbers each, and two blocks for each thread.
+//! planned with what is not. Files of other lengths, whose graph changed, are first laid side by side
+//! (`align`): by the receipt, or else by the names of their tensors. Memory: a stretch's numbers each, and two blocks for each thread.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -14,9 +15,10 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 use super::Error;
+use super::align::{Alignment, Kept};
 use super::plan::place;
 use super::read::{Source, blocks, short};
-use super::receipt::{EditedRange, Receipt};
+use super::receipt::{EditedFile, EditedRange, Receipt};
 use super::scale::Block;
 use crate::bundle::Tree;
 use crate::files::RECEIPT;
@@ -76,6 +78,12 @@ pub struct RangeDiff {
     pub changed_elements: Option<u64>,
     /// The largest difference of two elements, for the same.
     pub max_abs_change: Option<f64>,
+    /// The first byte in the second file, where its offset is another one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset_b: Option<u64>,
+    /// Bytes there, where their number is another one: something was put in or taken out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub len_b: Option<u64>,
     /// With a receipt: whether the bytes lie in a planned range.
     pub planned: Option<bool>,
 }
@@ -101,7 +109,7 @@ impl DiffReport {
     }
 
     /// Whether nothing differs, or exactly what the second model's receipt planned: the same files, of
-    /// the same length, differing in planned ranges only, and in each that the receipt calls changed.
+    /// the planned length, differing in planned ranges only, and in each that the receipt calls changed.
     pub fn is_as_planned(&self) -> bool {
         self.is_identical()
             || (self.only_planned_ranges_changed == Some(true)
@@ -131,22 +139,23 @@ pub fn diff(a: &Path, b: &Path) -> Result<DiffReport, Error> {
         true => Receipt::of(&b.tree)?,
         false => None,
     };
-    let mut planned: BTreeMap<&str, &[EditedRange]> = BTreeMap::new();
+    let mut planned: BTreeMap<&str, &EditedFile> = BTreeMap::new();
     for file in receipt.iter().flat_map(|receipt| &receipt.files) {
-        planned.insert(&file.path, &file.ranges);
+        planned.insert(&file.path, file);
     }
     let (names_a, names_b) = (a.names(), b.names());
-    let tensors = a.tensors();
-    let mut changed = Vec::new();
+    let (tensors_a, tensors_b) = (a.tensors(), b.tensors());
+    let (mut changed, mut lengths_as_planned) = (Vec::new(), true);
     let mut unchanged_planned_ranges = Vec::new();
     for name in names_a.intersection(&names_b) {
-        let ranges = receipt
+        let planned = receipt
             .as_ref()
-            .map(|_| planned.get(name.as_str()).copied().unwrap_or_default());
+            .map(|_| planned.get(name.as_str()).copied());
         let none = Vec::new();
-        let layout = tensors.get(name.as_str()).unwrap_or(&none);
-        let found = compare(name, (&a, &b), layout, ranges)?;
+        let tensors = [&tensors_a, &tensors_b].map(|side| side.get(name.as_str()).unwrap_or(&none));
+        let found = compare(name, (&a, &b), tensors, planned)?;
         unchanged_planned_ranges.extend(found.unchanged);
+        lengths_as_planned &= found.length_as_planned;
         changed.extend(found.diff);
     }
     let missing = |from: &BTreeSet<String>, other: &BTreeSet<String>| -> Vec<String> {
@@ -155,9 +164,9 @@ pub fn diff(a: &Path, b: &Path) -> Result<DiffReport, Error> {
     let (added, removed) = (missing(&names_b, &names_a), missing(&names_a, &names_b));
     let only_planned = added.is_empty()
         && removed.is_empty()
-        && changed.iter().all(|file: &FileDiff| {
-            file.bytes_a == file.bytes_b && file.ranges.iter().all(|r| r.planned == Some(true))
-        });
+        && lengths_as_planned
+        && (changed.iter())
+            .all(|file: &FileDiff| file.ranges.iter().all(|range| range.planned == Some(true)));
     Ok(DiffReport {
         schema_version: SCHEMA_VERSION,
         identical_files: names_a.intersection(&names_b).count() - changed.len(),
@@ -175,6 +184,12 @@ struct Placed {
     span: ByteSpan,
     name: String,
     dtype: Option<DataType>,
+}
+
+impl Placed {
+    fn named(&self) -> (&str, ByteSpan) {
+        (&self.name, self.span)
+    }
 }
 
 /// One of the two models.
@@ -273,25 +288,46 @@ impl Side {
 /// What came of one file.
 struct Compared {
     diff: Option<FileDiff>,
+    length_as_planned: bool,
     unchanged: Vec<PlannedRange>,
 }
 
 /// A stretch of a file that no border of a tensor or planned range divides.
 struct Stretch<'t> {
     span: ByteSpan,
+    /// Where it begins in the second file.
+    at_b: u64,
     tensors: Vec<&'t Placed>,
     planned: Option<bool>,
 }
 
+/// Compares one file; `planned` is what the receipt tells of it, where there is one.
 fn compare(
     name: &str,
     (a, b): (&Side, &Side),
-    tensors: &[Placed],
-    planned: Option<&[EditedRange]>,
+    [tensors, tensors_b]: [&Vec<Placed>; 2],
+    planned: Option<Option<&EditedFile>>,
 ) -> Result<Compared, Error> {
     let (file_a, file_b) = (a.open(name)?, b.open(name)?);
-    let common = file_a.len().min(file_b.len());
-    let stretches = stretches(common, tensors, planned);
+    let (len_a, len_b) = (file_a.len(), file_b.len());
+    let edited = planned.flatten();
+    let by_receipt = edited.and_then(|edited| Alignment::by_receipt(edited, len_a, len_b));
+    let length_as_planned = by_receipt.is_some() || len_a == len_b;
+    let alignment = match by_receipt {
+        Some(alignment) => alignment,
+        None if len_a != len_b && !tensors.is_empty() => {
+            let a = tensors.iter().map(Placed::named).collect();
+            let b = tensors_b.iter().map(Placed::named).collect();
+            Alignment::by_tensors(a, b, len_a, len_b)
+        }
+        None => Alignment::by_position(len_a, len_b),
+    };
+    let ranges = edited.map_or(&[][..], |edited| edited.ranges.as_slice());
+    let stretches: Vec<Stretch<'_>> = alignment
+        .kept
+        .iter()
+        .flat_map(|kept| stretches(*kept, tensors, planned.map(|_| ranges)))
+        .collect();
     let parts: Vec<(&Stretch<'_>, ByteSpan)> = stretches
         .iter()
         .flat_map(|stretch| blocks(stretch.span).map(move |part| (stretch, part)))
@@ -299,7 +335,8 @@ fn compare(
     let found = parts
         .par_iter()
         .map(|(stretch, part)| {
-            let counted = count(&file_a, &file_b, *part, stretch.element())?;
+            let at_b = stretch.at_b + (part.offset - stretch.span.offset);
+            let counted = count(&file_a, &file_b, *part, at_b, stretch.element())?;
             Ok(counted.map(|counted| (stretch.span.offset, counted)))
         })
         .collect::<Result<Vec<_>, Error>>()?;
@@ -310,17 +347,16 @@ fn compare(
             .and_modify(|total| total.add(&counted))
             .or_insert(counted);
     }
-    let ranges: Vec<RangeDiff> = stretches
+    let mut differing: Vec<RangeDiff> = stretches
         .iter()
         .filter_map(|stretch| Some(totals.get(&stretch.span.offset)?.report(stretch)))
         .collect();
-    let unchanged = planned
-        .unwrap_or_default()
+    let unchanged = ranges
         .iter()
         .filter(|range| range.sha256_before != range.sha256_after)
         .filter(|range| {
-            !ranges.iter().any(|found| {
-                range.span().overlaps(ByteSpan {
+            !differing.iter().any(|found| {
+                range.span_before().overlaps(ByteSpan {
                     offset: found.offset,
                     len: found.len,
                 })
@@ -333,32 +369,59 @@ fn compare(
             span: range.span(),
         })
         .collect();
-    let same = ranges.is_empty() && file_a.len() == file_b.len();
+    for gap in &alignment.gaps {
+        if gap.is_same(&file_a, &file_b)? {
+            continue;
+        }
+        let planned = match planned {
+            Some(_) => Some(gap.is_planned(&file_b)?.unwrap_or(false)),
+            None => None,
+        };
+        differing.push(RangeDiff {
+            offset: gap.a.offset,
+            len: gap.a.len,
+            changed_bytes: gap.a.len.max(gap.b.len),
+            tensors: Vec::new(),
+            changed_elements: None,
+            max_abs_change: None,
+            offset_b: (gap.b.offset != gap.a.offset).then_some(gap.b.offset),
+            len_b: (gap.b.len != gap.a.len).then_some(gap.b.len),
+            planned,
+        });
+    }
+    differing.sort_by_key(|range| range.offset);
+    let same = differing.is_empty() && len_a == len_b;
     let diff = (!same).then(|| FileDiff {
         path: name.to_owned(),
-        bytes_a: file_a.len(),
-        bytes_b: file_b.len(),
-        changed_bytes: ranges.iter().map(|range| range.changed_bytes).sum(),
-        ranges,
+        bytes_a: len_a,
+        bytes_b: len_b,
+        changed_bytes: differing.iter().map(|range| range.changed_bytes).sum(),
+        ranges: differing,
     });
-    Ok(Compared { diff, unchanged })
+    Ok(Compared {
+        diff,
+        length_as_planned,
+        unchanged,
+    })
 }
 
-/// Cuts `0..len` at every border.
+/// Cuts a kept stretch at every border.
 fn stretches<'t>(
-    len: u64,
+    kept: Kept,
     tensors: &'t [Placed],
     planned: Option<&[EditedRange]>,
 ) -> Vec<Stretch<'t>> {
+    let (start, end) = (kept.a, kept.a.saturating_add(kept.len));
     let spans = tensors.iter().map(|tensor| tensor.span);
     let planned_spans: Vec<ByteSpan> = planned
         .unwrap_or_default()
         .iter()
-        .map(EditedRange::span)
+        .map(EditedRange::span_before)
         .collect();
-    let mut borders = BTreeSet::from([0, len]);
+    let mut borders = BTreeSet::from([start, end]);
     for span in spans.chain(planned_spans.iter().copied()) {
-        borders.extend([span.offset.min(len), span.end().unwrap_or(len).min(len)]);
+        let ends = [span.offset, span.end().unwrap_or(end)];
+        borders.extend(ends.map(|border| border.clamp(start, end)));
     }
     let borders: Vec<u64> = borders.into_iter().collect();
     // Tensors by start, swept along with the borders; the open ones are those that reach here.
@@ -381,6 +444,7 @@ fn stretches<'t>(
             open.retain(|tensor| tensor.span.overlaps(span));
             Stretch {
                 span,
+                at_b: kept.b + (offset - kept.a),
                 tensors: open.clone(),
                 planned: planned.map(|_| planned_spans.iter().any(|p| p.overlaps(span))),
             }
@@ -427,6 +491,9 @@ impl Counted {
             tensors: names.into_iter().map(str::to_owned).collect(),
             changed_elements: self.elements,
             max_abs_change: self.max_abs,
+            offset_b: (stretch.at_b != stretch.span.offset)
+                .then_some(stretch.at_b + (self.first - stretch.span.offset)),
+            len_b: None,
             planned: stretch.planned,
         }
     }
@@ -437,12 +504,13 @@ fn count(
     a: &Source,
     b: &Source,
     part: ByteSpan,
+    at_b: u64,
     element: Option<DataType>,
 ) -> Result<Option<Counted>, Error> {
     let len = short(part.len);
     let (mut block_a, mut block_b) = (Block::with_capacity(len), Block::with_capacity(len));
     a.read_at(part.offset, block_a.resized(len))?;
-    b.read_at(part.offset, block_b.resized(len))?;
+    b.read_at(at_b, block_b.resized(len))?;
     if block_a.bytes() == block_b.bytes() {
         return Ok(None);
     }

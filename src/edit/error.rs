@@ -172,6 +172,30 @@ pub enum Error {
         /// The first byte that differs, from the file's start.
         offset: u64,
     },
+    /// A graph that cannot be changed where it lies.
+    #[error("{file}: its graph cannot be changed: {reason}")]
+    Graph {
+        /// The decoder file.
+        file: String,
+        /// What was expected, and what was found.
+        reason: String,
+    },
+    /// The staged file of a changed graph is not what was planned.
+    #[error("{file}: the written file is not the planned one: {found}")]
+    GraphVerification {
+        /// The file.
+        file: String,
+        /// What is there instead.
+        found: String,
+    },
+    /// A receipt that a later version wrote.
+    #[error("{}: expected a receipt of schema_version {} or lower, found {found}", path.display(), super::receipt::SCHEMA_VERSION)]
+    ReceiptVersion {
+        /// The receipt.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+    },
     /// Two things that cannot be compared.
     #[error("cannot compare {} with {}: one is a folder, the other a file", a.display(), b.display())]
     Incomparable {
@@ -190,10 +214,11 @@ impl Error {
             Error::Onnx(source) => return source.hint(),
             Error::Files(source) => return source.hint(),
             Error::NotEditable { .. } => {
-                "every decoder file is edited or none: `kvw inspect` lists which can be; \
-                 a folder without the other variants can be"
+                "every decoder file is edited or none: `kvw inspect` lists which can be, and how. \
+                 --edit mul fits most; a folder without the other variants can be edited too"
                     .to_owned()
             }
+            Error::ReceiptVersion { .. } => "use the version of kvw that wrote it".to_owned(),
             Error::OtherModel { .. } => {
                 "apply the plan to the model that it was computed on, or compute one for this model"
                     .to_owned()
@@ -210,7 +235,7 @@ impl Error {
             }
             Error::Nested { .. } => "choose an output beside the model folder".to_owned(),
             Error::Changed { .. } => "let nothing write to the model folder meanwhile".to_owned(),
-            Error::Verification { .. } => {
+            Error::Verification { .. } | Error::GraphVerification { .. } => {
                 "the disk or the memory is at fault; nothing was published".to_owned()
             }
             _ => return None,

@@ -14,10 +14,8 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::form::Subject;
-use super::inspect;
-use super::read::Matrix;
-use super::{Error, columns};
+use super::weights::Weights;
+use super::{Error, inspect};
 use crate::bundle::{Bundle, OnnxFile};
 use crate::files::{Sha256, Sha256Hasher};
 use crate::graph::{Index, Mlp, Tower};
@@ -49,9 +47,13 @@ pub struct LayerIdentity {
     pub d_model: u64,
     /// Element type as stored.
     pub dtype: DataType,
-    /// Digest of the stored bytes.
+    /// The stored axis along the knowledge vectors, for a float matrix: the same matrix has other bytes
+    /// the other way round.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub axis: Option<usize>,
+    /// Digest of the stored bytes; of the codes alone, where they are quantized.
     pub sha256: Sha256,
-    /// The sketch, `[min(d_ff, 256)]`; empty where the weight is no plain float matrix.
+    /// The sketch, `[min(d_ff, 256)]`; empty where the encoding is not understood.
     pub sketch: Vec<f32>,
 }
 
@@ -97,6 +99,14 @@ pub enum Mismatch {
         /// The file's.
         found: Sha256,
     },
+    /// Weights that cannot be decoded, and so not be compared.
+    #[error("layer {layer}: W_down cannot be compared with the plan's: {reason}")]
+    Opaque {
+        /// Decoder layer.
+        layer: usize,
+        /// Why not.
+        reason: String,
+    },
     /// Another precision, and weights that are not the same before rounding.
     #[error(
         "layer {layer}: expected weights that correlate with the plan's by {SKETCH_THRESHOLD} or more, found {found:.3}"
@@ -122,19 +132,9 @@ pub fn identity(model: &ModelFile, mlps: &[Mlp<'_>]) -> Result<ModelIdentity, Er
             first.entry(layer).or_insert(mlp);
         }
     }
-    let index = Index::new(model.graph());
     let layers = first
         .into_par_iter()
-        .map(|(layer, mlp)| {
-            layer_identity(
-                &Subject {
-                    model,
-                    index: &index,
-                    mlp,
-                },
-                layer,
-            )
-        })
+        .map(|(layer, mlp)| layer_identity(model, mlp, layer))
         .collect::<Result<Vec<_>, Error>>()?;
     Ok(ModelIdentity { layers })
 }
@@ -158,10 +158,11 @@ pub fn check(plan: &ModelIdentity, file: &ModelIdentity) -> Result<Match, Mismat
     check_shapes(plan, file)?;
     let mut matched = Match::Exact;
     for (expected, found) in plan.layers.iter().zip(&file.layers) {
-        if expected.sha256 == found.sha256 {
+        let float = expected.dtype.is_scalable_float();
+        if expected.sha256 == found.sha256 && float {
             continue;
         }
-        if expected.dtype == found.dtype {
+        if same_storage(expected, found.dtype, found.axis) {
             return Err(Mismatch::Bytes {
                 layer: expected.layer,
                 expected: expected.sha256,
@@ -169,9 +170,19 @@ pub fn check(plan: &ModelIdentity, file: &ModelIdentity) -> Result<Match, Mismat
             });
         }
         check_sketch(expected, &found.sketch)?;
-        matched = Match::Sketch;
+        if expected.sha256 != found.sha256 {
+            matched = Match::Sketch;
+        }
     }
     Ok(matched)
+}
+
+/// Whether the weights of a plan's layer, were they in a file that stores them so, would have the very
+/// same bytes there. Two programs may quantize the same weights to other codes.
+fn same_storage(plan: &LayerIdentity, dtype: DataType, axis: Option<usize>) -> bool {
+    dtype.is_scalable_float()
+        && plan.dtype == dtype
+        && (plan.axis == axis || plan.axis.is_none() || axis.is_none())
 }
 
 /// Layers and shapes only.
@@ -198,7 +209,7 @@ pub(super) fn check_shape(plan: &LayerIdentity, d_ff: u64, d_model: u64) -> Resu
     }
 }
 
-pub(super) fn check_sketch(plan: &LayerIdentity, sketch: &[f32]) -> Result<(), Mismatch> {
+fn check_sketch(plan: &LayerIdentity, sketch: &[f32]) -> Result<(), Mismatch> {
     let found = correlation(&plan.sketch, sketch);
     match found >= SKETCH_THRESHOLD {
         true => Ok(()),
@@ -209,28 +220,48 @@ pub(super) fn check_sketch(plan: &LayerIdentity, sketch: &[f32]) -> Result<(), M
     }
 }
 
-fn layer_identity(subject: &Subject<'_, '_>, layer: usize) -> Result<LayerIdentity, Error> {
-    let (model, mlp) = (subject.model, subject.mlp);
-    let tensor = mlp.down().weight.tensor;
-    // Sharing with another layer forbids an edit, not a sketch: only the form's view of the matrix
-    // is needed here.
-    let matrix = match columns::matrix(subject) {
-        Ok(target) => Matrix::open(model, &target)?,
-        Err(_) => None,
-    };
-    let (sha256, sketch) = match &matrix {
-        Some(matrix) => {
-            let mut hasher = Sha256Hasher::default();
-            matrix.for_each_block(|_, block| hasher.update(block.bytes()))?;
-            (hasher.finish(), sketch(matrix)?)
+/// Compares the `W_down` of `mlp`, an MLP of `model`, with a plan's layer. Gives the digest that its
+/// bytes must have where the plan was made for this very storage: whoever reads them checks it.
+///
+/// # Errors
+/// Outside: the weight cannot be read. Inside: it is another one.
+pub(super) fn check_layer(
+    model: &ModelFile,
+    mlp: &Mlp<'_>,
+    plan: &LayerIdentity,
+) -> Result<Result<Option<Sha256>, Mismatch>, Error> {
+    let weights = match Weights::open(model, mlp.down())? {
+        Ok(weights) => weights,
+        Err(reason) => {
+            let layer = plan.layer;
+            return Ok(Err(Mismatch::Opaque { layer, reason }));
         }
-        None => (Sha256::of_bytes(&model.bytes(tensor)?), Vec::new()),
+    };
+    let dtype = model.data_type(mlp.down().weight.tensor)?;
+    let sketch = sketch(&weights)?;
+    let axis = weights.is_float().then_some(weights.axis);
+    let same = weights.is_float() && same_storage(plan, dtype, axis);
+    Ok(check_sketch(plan, &sketch).map(|()| same.then_some(plan.sha256)))
+}
+
+fn layer_identity(model: &ModelFile, mlp: &Mlp<'_>, layer: usize) -> Result<LayerIdentity, Error> {
+    let tensor = mlp.down().weight.tensor;
+    let weights = Weights::open(model, mlp.down())?.ok();
+    let (axis, sha256, sketch) = match &weights {
+        Some(weights) => {
+            let mut hasher = Sha256Hasher::default();
+            weights.for_each_block(|bytes| hasher.update(bytes))?;
+            let axis = weights.is_float().then_some(weights.axis);
+            (axis, hasher.finish(), sketch(weights)?)
+        }
+        None => (None, Sha256::of_bytes(&model.bytes(tensor)?), Vec::new()),
     };
     Ok(LayerIdentity {
         layer,
         d_ff: mlp.d_ff,
         d_model: mlp.d_model,
         dtype: model.data_type(tensor)?,
+        axis,
         sha256,
         sketch,
     })
@@ -238,22 +269,21 @@ fn layer_identity(subject: &Subject<'_, '_>, layer: usize) -> Result<LayerIdenti
 
 /// The sketch of a stored matrix. The sum runs over the residual stream in order, whichever way the
 /// matrix lies, so that both ways give the same numbers.
-pub(super) fn sketch(matrix: &Matrix) -> Result<Vec<f32>, Error> {
-    let neurons = sampled(matrix.neurons());
+fn sketch(weights: &Weights) -> Result<Vec<f32>, Error> {
+    let neurons = sampled(weights.neurons());
     let mut sums = vec![0f64; neurons.len()];
-    if matrix.axis == 0 {
-        let all: Vec<usize> = (0..matrix.columns).collect();
+    if weights.axis == 0 {
         for (sum, &neuron) in sums.iter_mut().zip(&neurons) {
             let mut signs = (0..).map(sign);
-            matrix.for_each_in_row(neuron, &all, |value| {
+            weights.for_each_in_row(neuron, 0..weights.columns, |value| {
                 *sum += signs.next().unwrap_or(1.0) * f64::from(value);
             })?;
         }
     } else {
-        for row in 0..matrix.rows {
+        for row in 0..weights.rows {
             let sign = sign(row);
             let mut sums = sums.iter_mut();
-            matrix.for_each_in_row(row, &neurons, |value| {
+            weights.for_each_in_row(row, neurons.iter().copied(), |value| {
                 if let Some(sum) = sums.next() {
                     *sum += sign * f64::from(value);
                 }

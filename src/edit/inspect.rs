@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use serde::Serialize;
 
 use super::Error;
-use super::form::{EditForm, Subject, choose};
+use super::form::{Cost, EditForm, FormChoice, Subject, choose};
+use super::rewrite::Surgeon;
 use crate::bundle::{Bundle, Layout, OnnxFile, Role};
 use crate::graph::mlp::{find, number_by_order};
 use crate::graph::{Gating, Index, Mlp, Tower};
@@ -61,7 +62,11 @@ pub struct MlpReport {
     pub gated: bool,
     /// The form in which gates would be written.
     pub edit: Option<EditForm>,
-    /// Why there is none.
+    /// Whether that changes the file's graph, and not only bytes of its weights.
+    pub graph: Option<bool>,
+    /// What that costs at inference.
+    pub cost: Option<Cost>,
+    /// Why there is none, or why it is not a form that would be preferred.
     pub reason: Option<String>,
 }
 
@@ -86,6 +91,7 @@ fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
     let model = ModelFile::open(&file.path, &Limits::default())?;
     let index = Index::new(model.graph());
     let mlps = mlps(bundle, file, &index);
+    let surgeon = Surgeon::new(&model, &index);
     let mut warnings = Vec::new();
     if file.role == Role::Decoder
         && let Err(Error::Layers {
@@ -98,14 +104,26 @@ fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
         .iter()
         .map(|mlp| {
             let weight = mlp.down().weight.tensor;
-            let chosen = choose(&Subject {
+            let subject = Subject {
                 model: &model,
                 index: &index,
+                surgeon: surgeon.as_ref(),
                 mlp,
-            });
-            let (edit, reason) = match chosen {
-                Ok((form, _)) => (Some(form), None),
-                Err(reason) => (None, Some(reason)),
+            };
+            let (edit, graph, cost, reason) = match choose(&subject, FormChoice::Auto) {
+                Ok(chosen) => {
+                    let recipe = &chosen.recipe;
+                    let reasons = chosen.passed_over.iter();
+                    let reasons = reasons.map(|(form, reason)| format!("no {form}: {reason}"));
+                    let reasons = reasons.collect::<Vec<_>>().join("; ");
+                    (
+                        Some(recipe.form),
+                        Some(recipe.changes_graph()),
+                        Some(recipe.cost),
+                        Some(reasons).filter(|reasons| !reasons.is_empty()),
+                    )
+                }
+                Err(reason) => (None, None, None, Some(reason)),
             };
             Ok(MlpReport {
                 layer: mlp.layer,
@@ -117,6 +135,8 @@ fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
                 dtype: model.data_type(weight)?.to_string(),
                 gated: mlp.gating != Gating::Plain,
                 edit,
+                graph,
+                cost,
                 reason,
             })
         })

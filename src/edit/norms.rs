@@ -2,47 +2,31 @@
 
 use ndarray::Array1;
 
-use super::form::Subject;
-use super::read::Matrix;
-use super::{Error, columns};
-use crate::graph::{Index, Mlp};
+use super::Error;
+use super::weights::Weights;
+use crate::graph::Mlp;
 use crate::onnx::ModelFile;
 
-/// The Euclidean norm of each knowledge vector of `mlp`, float64 `[d_ff]`; `None` where its weight is
-/// not a plain float matrix with bytes of its own.
+/// The Euclidean norm of each knowledge vector of `mlp`, float64 `[d_ff]`; `None` where its encoding is
+/// not understood.
 ///
 /// # Errors
 /// The weight cannot be read.
 pub fn column_norms(model: &ModelFile, mlp: &Mlp<'_>) -> Result<Option<Array1<f64>>, Error> {
-    let index = Index::new(model.graph());
-    let subject = Subject {
-        model,
-        index: &index,
-        mlp,
-    };
-    let Some(matrix) = columns::matrix(&subject)
-        .ok()
-        .map(|target| Matrix::open(model, &target))
-        .transpose()?
-        .flatten()
-    else {
+    let Ok(weights) = Weights::open(model, mlp.down())? else {
         return Ok(None);
     };
-    let mut squares = Array1::<f64>::zeros(matrix.neurons());
-    let columns = matrix.columns.max(1);
-    matrix.for_each_block(|start, block| {
-        block.widened(matrix.dtype, |index, value| {
-            let element = start.saturating_add(index);
-            let neuron = if matrix.axis == 0 {
-                element / columns
-            } else {
-                element % columns
-            };
+    let mut squares = Array1::<f64>::zeros(weights.neurons());
+    for row in 0..weights.rows {
+        let mut column = 0;
+        weights.for_each_in_row(row, 0..weights.columns, |value| {
+            let neuron = if weights.axis == 0 { row } else { column };
+            column += 1;
             if let Some(sum) = squares.get_mut(neuron) {
                 *sum += f64::from(value) * f64::from(value);
             }
-        });
-    })?;
+        })?;
+    }
     Ok(Some(squares.mapv(f64::sqrt)))
 }
 

@@ -1,26 +1,29 @@
-//! The byte ranges that an edit will change, before it changes any.
+//! What an edit will change, before it changes anything.
 //!
-//! In: a [`Bundle`], gates per layer, and the identity of the model that they are for. Out: an
-//! [`EditPlan`]. It covers every decoder file of the folder, or there is none; it was checked that
+//! In: a [`Bundle`], gates per layer, the identity of the model that they are for, and the form that is
+//! wanted. Out: an [`EditPlan`]: byte ranges to multiply, and for files whose graph must change the bytes
+//! to cut and put in. It covers every decoder file of the folder, or there is none; it was checked that
 //! the files hold the plan's model, and that nothing else in the folder uses the bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::Arc;
 
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::form::{EditForm, Subject, choose};
+use super::form::{Chosen, Cost, EditForm, FormChoice, Subject, choose};
 use super::identity::{self, LayerIdentity, ModelIdentity};
 use super::inspect::{check_layers, mlps};
-use super::read::Matrix;
 use super::receipt::Receipt;
+use super::recipe::{Changes, Failure, Place, Rewriter};
+use super::rewrite::{Change, Fault, Surgeon};
 use super::scale::Scaling;
 use super::{Error, Mismatch};
 use crate::bundle::{Bundle, OnnxFile, Role, beside, check_one_model};
 use crate::files::{Sha256, Sha256Hasher};
 use crate::graph::{Index, Mlp, Tower};
 use crate::onnx::schema::TensorProto;
+use crate::onnx::splice::Splice;
 use crate::onnx::{ByteSpan, DataType, Limits, ModelFile, Storage, tensors};
 
 /// One stored matrix, to be multiplied by gates along one axis.
@@ -68,17 +71,66 @@ impl TensorEdit {
     }
 }
 
+/// How one MLP of one file is weakened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MlpEdit {
+    /// The decoder file, relative to the model folder.
+    pub file: String,
+    /// Decoder layer.
+    pub layer: usize,
+    /// The down projection's node; may be empty.
+    pub node: String,
+    /// The form of the edit.
+    pub form: EditForm,
+    /// Whether the file's graph changes.
+    pub graph: bool,
+    /// What it costs at inference.
+    pub cost: Cost,
+}
+
+/// One `.onnx` file whose graph changes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct GraphEdit {
+    /// The file, relative to the model folder.
+    pub file: String,
+    /// Its length before, in bytes.
+    pub bytes_before: u64,
+    /// Its length after, in bytes.
+    pub bytes_after: u64,
+    /// What changes, in words.
+    pub changes: Vec<String>,
+    #[serde(skip)]
+    pub(super) list: Vec<Change>,
+    #[serde(skip)]
+    pub(super) splice: Splice,
+}
+
 /// Everything that an edit will change, by file and offset.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct EditPlan {
     /// Digest of the gates: the same for every folder that they are applied to.
     digest: Sha256,
+    mlps: Vec<MlpEdit>,
     edits: Vec<TensorEdit>,
+    graphs: Vec<GraphEdit>,
 }
 
 impl EditPlan {
+    /// As [`EditPlan::in_form`], each MLP in the first form that fits.
+    ///
+    /// # Errors
+    /// Those of [`EditPlan::in_form`].
+    pub fn new(
+        bundle: &Bundle,
+        gates: &BTreeMap<usize, Vec<f32>>,
+        identity: &ModelIdentity,
+    ) -> Result<EditPlan, Error> {
+        EditPlan::in_form(bundle, gates, identity, FormChoice::Auto)
+    }
+
     /// Plans the edit of every decoder file of `bundle` by `gates` (`[d_ff]` by layer), computed on the
-    /// model `identity`.
+    /// model `identity`, in the form that `choice` asks for.
     ///
     /// Layers and shapes must be those of `identity`, and the weights must match by sketch. Where a
     /// file has the precision of `identity`, its exact bytes are checked too: by [`apply`](super::apply())
@@ -88,10 +140,11 @@ impl EditPlan {
     /// A gate that is not finite or too many or few of them; [`Error::NothingToChange`] when all are
     /// 1; another model; a layer of some decoder file that cannot be edited; bytes that something
     /// else uses too.
-    pub fn new(
+    pub fn in_form(
         bundle: &Bundle,
         gates: &BTreeMap<usize, Vec<f32>>,
         identity: &ModelIdentity,
+        choice: FormChoice,
     ) -> Result<EditPlan, Error> {
         let gates = effective(bundle, gates)?;
         let digest = digest(&gates);
@@ -116,22 +169,29 @@ impl EditPlan {
         check_one_model(bundle, &opened)?;
         let mut edits: BTreeMap<(String, ByteSpan), TensorEdit> = BTreeMap::new();
         let mut planned = HashSet::new();
+        let (mut weakened, mut graphs) = (Vec::new(), Vec::new());
         for (file, model) in &models {
             let index = Index::new(model.graph());
             let mlps = mlps(bundle, file, &index);
+            let surgeon = Surgeon::new(model, &index);
             let context = File {
                 bundle,
                 file,
                 model,
                 index: &index,
+                surgeon: surgeon.as_ref(),
                 identity,
+                choice,
             };
             match file.role {
                 Role::Decoder => {
-                    for (tensor, edit) in context.edits(&mlps, &gates)? {
+                    let changed = context.edits(&mlps, &gates)?;
+                    weakened.extend(changed.mlps);
+                    for (tensor, edit) in changed.edits {
                         planned.insert(std::ptr::from_ref(tensor));
                         merge(&mut edits, edit)?;
                     }
+                    graphs.extend(changed.graph);
                 }
                 Role::Other => context.refuse_copies(&mlps, &gates)?,
                 Role::VisionEncoder | Role::EmbedTokens | Role::LmHead => {}
@@ -141,7 +201,12 @@ impl EditPlan {
         for (file, model) in &models {
             refuse_overlaps(file, model, &edits, &planned)?;
         }
-        Ok(EditPlan { digest, edits })
+        Ok(EditPlan {
+            digest,
+            mlps: weakened,
+            edits,
+            graphs,
+        })
     }
 
     /// Digest of the gates that differ from 1, by layer: what a receipt calls the plan.
@@ -149,7 +214,23 @@ impl EditPlan {
         self.digest
     }
 
-    /// What will change, by file and offset.
+    /// How each MLP of each decoder file is weakened.
+    pub fn mlps(&self) -> &[MlpEdit] {
+        &self.mlps
+    }
+
+    /// The files whose graphs change.
+    pub fn graphs(&self) -> &[GraphEdit] {
+        &self.graphs
+    }
+
+    /// By how many bytes the files grow.
+    pub fn growth(&self) -> u64 {
+        let grown = |graph: &GraphEdit| graph.bytes_after.saturating_sub(graph.bytes_before);
+        self.graphs.iter().map(grown).sum()
+    }
+
+    /// The byte ranges that are multiplied, by file and offset.
     pub fn edits(&self) -> &[TensorEdit] {
         &self.edits
     }
@@ -242,7 +323,16 @@ struct File<'a, 'm> {
     file: &'a OnnxFile,
     model: &'m ModelFile,
     index: &'a Index<'m>,
+    surgeon: Result<&'a Surgeon<'a, 'm>, &'a Fault>,
     identity: &'a ModelIdentity,
+    choice: FormChoice,
+}
+
+/// What changes in one file.
+struct Changed<'m> {
+    mlps: Vec<MlpEdit>,
+    edits: Vec<(&'m TensorProto, TensorEdit)>,
+    graph: Option<GraphEdit>,
 }
 
 impl<'m> File<'_, 'm> {
@@ -253,10 +343,21 @@ impl<'m> File<'_, 'm> {
         }
     }
 
+    fn not_editable(&self, layer: usize, mlp: &Mlp<'_>, reason: String) -> Error {
+        Error::NotEditable {
+            file: self.file.relative.clone(),
+            layer,
+            node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
+            tensor: mlp.down().weight.tensor.name().to_owned(),
+            reason,
+        }
+    }
+
     fn subject<'s>(&'s self, mlp: &'s Mlp<'m>) -> Subject<'s, 'm> {
         Subject {
             model: self.model,
             index: self.index,
+            surgeon: self.surgeon,
             mlp,
         }
     }
@@ -266,7 +367,7 @@ impl<'m> File<'_, 'm> {
         &self,
         mlps: &[Mlp<'m>],
         gates: &BTreeMap<usize, Arc<[f32]>>,
-    ) -> Result<Vec<(&'m TensorProto, TensorEdit)>, Error> {
+    ) -> Result<Changed<'m>, Error> {
         check_layers(self.bundle, self.file, mlps)?;
         let numbered: BTreeMap<usize, Vec<&Mlp<'m>>> = mlps
             .iter()
@@ -298,18 +399,55 @@ impl<'m> File<'_, 'm> {
                 }
             }
         }
-        weakened
-            .into_par_iter()
-            .map(|(layer, mlp, gates)| self.edit(layer, mlp, gates))
-            .collect()
+        let chosen = weakened
+            .par_iter()
+            .map(|(layer, mlp, gates)| self.chosen(layer, mlp, gates))
+            .collect::<Result<Vec<_>, Error>>()?;
+        let mut changed = Changed {
+            mlps: Vec::new(),
+            edits: Vec::new(),
+            graph: None,
+        };
+        let mut changes = Changes::default();
+        for ((layer, mlp, gates), (chosen, expected)) in weakened.iter().zip(chosen) {
+            changed.mlps.push(MlpEdit {
+                file: self.file.relative.clone(),
+                layer: layer.layer,
+                node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
+                form: chosen.recipe.form,
+                graph: chosen.recipe.changes_graph(),
+                cost: chosen.recipe.cost,
+            });
+            let edits = self.ranges(layer.layer, &chosen, gates, expected);
+            changed.edits.extend(edits);
+            let subject = self.subject(mlp);
+            let rewriter = Rewriter {
+                subject: &subject,
+                layer: layer.layer,
+                gates,
+            };
+            for rewrite in &chosen.recipe.rewrites {
+                rewriter
+                    .add(rewrite, &mut changes)
+                    .map_err(|failure| match failure {
+                        Failure::Fault(fault) => {
+                            self.not_editable(layer.layer, mlp, fault.to_string())
+                        }
+                        Failure::Error(error) => error,
+                    })?;
+            }
+        }
+        changed.graph = self.graph_edit(changes.list)?;
+        Ok(changed)
     }
 
-    fn edit(
+    /// The form for one MLP, and what its `W_down` must be to the byte, where the plan knows.
+    fn chosen(
         &self,
         layer: &LayerIdentity,
         mlp: &Mlp<'m>,
         gates: &Arc<[f32]>,
-    ) -> Result<(&'m TensorProto, TensorEdit), Error> {
+    ) -> Result<(Chosen<'m>, Option<Sha256>), Error> {
         if gates.len() as u64 != mlp.d_ff {
             return Err(Error::GateCount {
                 file: self.file.relative.clone(),
@@ -318,37 +456,72 @@ impl<'m> File<'_, 'm> {
                 found: gates.len(),
             });
         }
-        let not_editable = |reason| Error::NotEditable {
-            file: self.file.relative.clone(),
-            layer: layer.layer,
-            node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
-            tensor: mlp.down().weight.tensor.name().to_owned(),
-            reason,
-        };
         // Bytes that cannot be reached are the file's fault, with its own hint, and no form's.
         self.model.storage(mlp.down().weight.tensor)?;
-        let (form, target) = choose(&self.subject(mlp)).map_err(not_editable)?;
-        let placed = place(&self.file.relative, &target.storage);
-        let matrix = Matrix::open(self.model, &target)?;
-        let (Some((file, span)), Some(matrix)) = (placed, matrix) else {
-            return Err(not_editable("its bytes lie in no fixed place".to_owned()));
+        let chosen = choose(&self.subject(mlp), self.choice)
+            .map_err(|reason| self.not_editable(layer.layer, mlp, reason))?;
+        let expected = identity::check_layer(self.model, mlp, layer)?
+            .map_err(|mismatch| self.other_model(mismatch))?;
+        Ok((chosen, expected))
+    }
+
+    /// The byte ranges that a recipe multiplies.
+    fn ranges(
+        &self,
+        layer: usize,
+        chosen: &Chosen<'m>,
+        gates: &Arc<[f32]>,
+        expected: Option<Sha256>,
+    ) -> Vec<(&'m TensorProto, TensorEdit)> {
+        let recipe = &chosen.recipe;
+        let in_place = recipe.in_place.iter();
+        in_place
+            .map(|there| {
+                let array = &there.array;
+                let (file, span) = match &there.place {
+                    Place::Onnx(span) => (self.file.relative.clone(), *span),
+                    Place::External { location, span } => {
+                        (beside(&self.file.relative, location), *span)
+                    }
+                };
+                let edit = TensorEdit {
+                    file,
+                    tensor: array.stored.name.to_owned(),
+                    layer,
+                    form: recipe.form,
+                    span,
+                    dtype: array.dtype,
+                    rows: array.rows,
+                    columns: array.columns,
+                    axis: array.axis,
+                    gates: array.gates(gates),
+                    expected: expected.filter(|_| recipe.form == EditForm::Columns),
+                };
+                (array.stored.tensor, edit)
+            })
+            .collect()
+    }
+
+    fn graph_edit(&self, list: Vec<Change>) -> Result<Option<GraphEdit>, Error> {
+        if list.is_empty() {
+            return Ok(None);
+        }
+        let not_changeable = |fault: &Fault| Error::Graph {
+            file: self.file.relative.clone(),
+            reason: fault.to_string(),
         };
-        let sketch = identity::sketch(&matrix)?;
-        identity::check_sketch(layer, &sketch).map_err(|mismatch| self.other_model(mismatch))?;
-        let edit = TensorEdit {
-            file,
-            tensor: target.tensor.name().to_owned(),
-            layer: layer.layer,
-            form,
-            span,
-            dtype: target.dtype,
-            rows: matrix.rows,
-            columns: matrix.columns,
-            axis: target.axis,
-            gates: Arc::clone(gates),
-            expected: (target.dtype == layer.dtype).then_some(layer.sha256),
-        };
-        Ok((target.tensor, edit))
+        let surgeon = self.surgeon.map_err(not_changeable)?;
+        let splice = surgeon
+            .splice(&list)
+            .map_err(|fault| not_changeable(&fault))?;
+        Ok(Some(GraphEdit {
+            file: self.file.relative.clone(),
+            bytes_before: splice.len_before(),
+            bytes_after: splice.len_after(),
+            changes: list.iter().map(|change| surgeon.describe(change)).collect(),
+            list,
+            splice,
+        }))
     }
 
     /// A file that is no decoder by its name must not hold the weights that are to be weakened: they
@@ -365,17 +538,11 @@ impl<'m> File<'_, 'm> {
             if identity::check_shape(layer, mlp.d_ff, mlp.d_model).is_err() {
                 continue;
             }
-            let Ok((_, target)) = choose(&self.subject(mlp)) else {
-                continue;
-            };
-            let Some(matrix) = Matrix::open(self.model, &target)? else {
-                continue;
-            };
-            if identity::check_sketch(layer, &identity::sketch(&matrix)?).is_ok() {
+            if identity::check_layer(self.model, mlp, layer)?.is_ok() {
                 return Err(Error::Uncovered {
                     file: self.file.relative.clone(),
                     layer: layer.layer,
-                    tensor: target.tensor.name().to_owned(),
+                    tensor: mlp.down().weight.tensor.name().to_owned(),
                 });
             }
         }

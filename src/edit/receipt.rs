@@ -9,13 +9,13 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{EditForm, Error};
+use super::{EditForm, Error, MlpEdit};
 use crate::bundle::{Tree, read_json};
 use crate::files::{RECEIPT, Sha256};
 use crate::onnx::{ByteSpan, DataType};
 
 /// The version of the receipt's format.
-pub const SCHEMA_VERSION: u32 = 1;
+pub const SCHEMA_VERSION: u32 = 2;
 
 /// What was done, to which bytes, by which plan.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -31,29 +31,58 @@ pub struct Receipt {
     pub plan_digest: Sha256,
     /// What made the plan (rule, parameters, data), as the caller tells it.
     pub plan: Value,
-    /// Every file with planned ranges.
+    /// How each MLP of each decoder file was weakened. Version 1 did not tell.
+    #[serde(default)]
+    pub edits: Vec<MlpEdit>,
+    /// Every file that changed.
     pub files: Vec<EditedFile>,
     /// The receipt that was in the input folder: this is not the first edit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Box<Receipt>>,
 }
 
-/// One file with planned ranges.
+/// One file that changed.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EditedFile {
     /// Path relative to the folder.
     pub path: String,
-    /// Length in bytes, before and after.
+    /// Length in bytes of the written file.
     pub bytes: u64,
+    /// Length of the input file, where its graph changed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes_before: Option<u64>,
     /// Digest of the whole input file, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256_before: Option<Sha256>,
     /// Digest of the whole output file, where it was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sha256_after: Option<Sha256>,
-    /// The planned ranges, by offset.
+    /// The ranges whose values were multiplied, by offset.
     pub ranges: Vec<EditedRange>,
+    /// Where the graph changed: new bytes, and what they replaced, by offset.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub inserted: Vec<InsertedRange>,
+    /// The changes of the graph, in words.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub graph: Vec<String>,
+}
+
+/// New bytes in a file whose graph changed. All bytes that are neither in such a range nor in an
+/// [`EditedRange`] are the input's.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InsertedRange {
+    /// Bytes from the start of the written file.
+    pub offset: u64,
+    /// Length in bytes; 0 where something was only taken out.
+    pub len: u64,
+    /// Bytes from the start of the input file.
+    pub offset_before: u64,
+    /// Length of what was replaced; 0 where nothing was.
+    pub len_before: u64,
+    /// Digest of the new bytes.
+    pub sha256: Sha256,
 }
 
 /// One planned range.
@@ -68,10 +97,13 @@ pub struct EditedRange {
     pub form: EditForm,
     /// Element type.
     pub dtype: DataType,
-    /// Bytes from the file's start.
+    /// Bytes from the start of the written file.
     pub offset: u64,
     /// Length in bytes.
     pub len: u64,
+    /// Bytes from the start of the input file, where that is another number.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub offset_before: Option<u64>,
     /// Digest of the range before.
     pub sha256_before: Sha256,
     /// Digest of the range after.
@@ -79,7 +111,15 @@ pub struct EditedRange {
 }
 
 impl EditedRange {
-    /// The range.
+    /// The range in the input file.
+    pub fn span_before(&self) -> ByteSpan {
+        ByteSpan {
+            offset: self.offset_before.unwrap_or(self.offset),
+            len: self.len,
+        }
+    }
+
+    /// The range in the written file.
     pub fn span(&self) -> ByteSpan {
         ByteSpan {
             offset: self.offset,
@@ -103,9 +143,16 @@ impl Receipt {
     /// Reads a receipt.
     ///
     /// # Errors
-    /// The file is too large, or no receipt of this tool.
+    /// The file is too large, no receipt of this tool, or of a later version.
     pub fn read(path: &Path) -> Result<Receipt, Error> {
-        Ok(read_json(path)?)
+        let receipt: Receipt = read_json(path)?;
+        match receipt.schema_version {
+            0..=SCHEMA_VERSION => Ok(receipt),
+            found => Err(Error::ReceiptVersion {
+                path: path.to_owned(),
+                found,
+            }),
+        }
     }
 
     /// Whether this plan is among those that made the folder.

@@ -36,6 +36,13 @@ impl Block {
         }
     }
 
+    /// Makes room for `bytes` bytes.
+    pub(super) fn reserve(&mut self, bytes: usize) {
+        if self.words.len() * 4 < bytes {
+            self.words.resize(bytes.div_ceil(4), 0);
+        }
+    }
+
     /// The first `len` bytes, to be filled.
     pub(super) fn resized(&mut self, len: usize) -> &mut [u8] {
         self.len = len.min(self.words.len() * 4);
