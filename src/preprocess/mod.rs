@@ -30,6 +30,7 @@ pub mod image;
 pub mod image_settings;
 pub mod internvl;
 pub mod llava;
+pub mod llava_onevision;
 pub mod mllama;
 pub mod mrope;
 pub mod paligemma;
@@ -67,6 +68,7 @@ pub const FAMILIES: &[(&str, Constructor)] = &[
     ("idefics3", idefics3::open),
     ("internvl", internvl::open),
     ("llava", llava::open),
+    ("llava_onevision", llava_onevision::open),
     ("mllama", mllama::open),
     ("paligemma", paligemma::open),
     ("phi3_v", phi3_v::open),
