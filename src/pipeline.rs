@@ -20,7 +20,7 @@ use crate::edit::{self, ModelIdentity};
 use crate::graph::{Index, Mlp, Outputs, Tower};
 use crate::kvw::{self, Gates, LayerRange, Plan};
 use crate::onnx::{Limits, ModelFile};
-use crate::preprocess::{Form, open_family};
+use crate::preprocess::{self, Form, open_family};
 use crate::runtime::{self, Collector, Decoder, Engine, Lvlm, Towers, Work};
 
 /// Why a job failed. Each variant is the error of the part that failed.
@@ -46,14 +46,6 @@ pub enum Error {
     Preprocess(#[from] crate::preprocess::Error),
     #[error(transparent)]
     Runtime(#[from] runtime::Error),
-    /// A model whose samples cannot be made into decoder inputs here.
-    #[error("{}: expected a decoder that takes input_ids, or a token embedding beside it, found {found}", folder.display())]
-    NotRunnable {
-        /// The model folder.
-        folder: std::path::PathBuf,
-        /// What is there instead.
-        found: &'static str,
-    },
     /// One file as both sets.
     #[error("{}: expected a retain set that differs from the forget set, found the same file", path.display())]
     SameSet {
@@ -97,9 +89,6 @@ impl Error {
             Error::Onnx(error) => error.hint(),
             Error::Preprocess(error) => error.hint(),
             Error::Runtime(error) => error.hint(),
-            Error::NotRunnable { .. } => {
-                Some("pass the model's folder, not one of its .onnx files".into())
-            }
             Error::NoNorms { .. } => Some("leave out --keep-norm".into()),
             Error::SameSet { .. } => {
                 Some("the retain set holds what must be kept, and nothing of the forget set".into())
@@ -153,18 +142,19 @@ impl<'a> Model<'a> {
         let together: Vec<_> = together.into_iter().flatten().collect();
         check_one_model(bundle, &together)?;
         let takes = |name: &str| model.graph().input.iter().any(|input| input.name() == name);
-        if takes(&bundle.decoder_names().inputs_embeds) && components.embed_tokens.is_none() {
-            return Err(Error::NotRunnable {
-                folder: bundle.folder().to_owned(),
-                found: "no token embedding",
-            });
-        }
-        let family = open_family(bundle.folder())?;
+        let embedded = takes(&bundle.decoder_names().inputs_embeds);
+        let family = match embedded && components.embed_tokens.is_none() {
+            true => Err(preprocess::Error::NoEmbedding {
+                dir: bundle.folder().to_owned(),
+            }),
+            false => open_family(bundle.folder()),
+        };
+        let image_token_id = family.as_ref().ok().and_then(|f| f.image_token_id());
         let mut towers = Towers::open(
             engine,
             components.vision_encoder.map(|file| file.path.as_path()),
             components.embed_tokens.map(|file| file.path.as_path()),
-            family.image_token_id(),
+            image_token_id,
             Work::Forwards(forwards),
         )?;
         if takes("pixel_values") {
@@ -177,11 +167,7 @@ impl<'a> Model<'a> {
             decode,
             lm_head,
             engine,
-            lvlm: Lvlm {
-                family,
-                towers,
-                weights: kvw::TokenWeights::Answer,
-            },
+            lvlm: Lvlm::new(family, towers),
         })
     }
 
@@ -297,10 +283,9 @@ impl<'a> Model<'a> {
     /// The first sample that cannot be prepared.
     pub fn check_samples(&self, samples: &[Sample]) -> Result<(), Error> {
         use rayon::prelude::*;
-        let family = &self.lvlm.family;
         samples
             .par_iter()
-            .try_for_each(|sample| family.prepare(sample, Form::WithAnswer).map(|_| ()))?;
+            .try_for_each(|sample| self.lvlm.check(sample))?;
         Ok(())
     }
 

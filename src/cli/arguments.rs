@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::printer::Printer;
-use crate::dataset::{Dataset, read_jsonl};
+use crate::dataset::{Dataset, is_feeds, read_feeds, read_jsonl};
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
 use crate::pipeline::{Error, Model};
 use crate::runtime::{self, Device, Engine, locate};
@@ -171,8 +171,11 @@ impl WeakenArguments {
     }
 }
 
-/// Reads a dataset.
+/// Reads a dataset: JSONL, or ready-made inputs.
 pub(super) fn dataset(path: &Path) -> Result<Dataset, Error> {
+    if is_feeds(path) {
+        return Ok(read_feeds(path)?);
+    }
     Ok(read_jsonl(path)?)
 }
 

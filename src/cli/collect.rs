@@ -25,8 +25,9 @@ use crate::pipeline::{Error, Model, provenance};
 pub(super) struct Collect {
     /// Model folder
     model: PathBuf,
-    /// The retain set: JSONL with image, question, answer
-    #[arg(long, value_name = "FILE")]
+    /// The retain set: JSONL with image, question, answer; or ready-made inputs, a .safetensors or .npz
+    /// file or a folder of them
+    #[arg(long, visible_alias = "feeds", value_name = "PATH")]
     data: PathBuf,
     /// Where the coefficients go (safetensors)
     #[arg(short, long, value_name = "FILE")]

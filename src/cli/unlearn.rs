@@ -40,13 +40,14 @@ use crate::runtime::{Decoder, Engine};
 pub(super) struct Unlearn {
     /// Model folder
     pub(super) model: PathBuf,
-    /// What is to be forgotten: JSONL with image, question, answer
-    #[arg(long, value_name = "FILE")]
+    /// What is to be forgotten: JSONL with image, question, answer; or ready-made inputs, a .safetensors or
+    /// .npz file or a folder of them
+    #[arg(long, value_name = "PATH")]
     pub(super) forget: PathBuf,
-    /// What is to be kept: JSONL with image, question, answer
+    /// What is to be kept, in the same forms
     #[arg(
         long,
-        value_name = "FILE",
+        value_name = "PATH",
         required_unless_present = "retain_coefficients"
     )]
     pub(super) retain: Option<PathBuf>,

@@ -30,8 +30,9 @@ use crate::pipeline::{Error, Model, check_identity, provenance};
 pub(super) struct Weaken {
     /// Model folder
     model: PathBuf,
-    /// The forget set: JSONL with image, question, answer
-    #[arg(long, value_name = "FILE")]
+    /// The forget set: JSONL with image, question, answer; or ready-made inputs, a .safetensors or .npz
+    /// file or a folder of them
+    #[arg(long, visible_alias = "feeds", value_name = "PATH")]
     forget: PathBuf,
     /// Coefficients of the retain set, from `kvw collect`
     #[arg(long, value_name = "FILE")]

@@ -166,6 +166,7 @@ impl Row<'_> {
             perturbed_answers: self.strings(&row, "perturbed_answers")?,
             choice,
             id,
+            feed: None,
         })
     }
 

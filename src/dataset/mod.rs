@@ -9,6 +9,7 @@
 //! line. Columns that `kvw` does not know are left to their owner; a known column of the wrong type
 //! is an error.
 
+mod feeds;
 mod image_source;
 mod jsonl;
 
@@ -17,6 +18,7 @@ use std::path::PathBuf;
 
 use sha2::{Digest, Sha256};
 
+pub use feeds::{is_feeds, read_feeds};
 pub use image_source::ImageSource;
 pub use jsonl::{MAX_FILE_BYTES, read_jsonl};
 
@@ -46,6 +48,8 @@ pub struct Sample {
     pub perturbed_answers: Vec<String>,
     /// The answers to choose from, where the question can be put as multiple choice.
     pub choice: Option<Choice>,
+    /// A file with the model's inputs as they are, instead of all of the above but the id.
+    pub feed: Option<PathBuf>,
 }
 
 /// How a sample is asked and judged.
@@ -95,6 +99,9 @@ impl Dataset {
             match &sample.image {
                 Some(image) => whole.update(image.sha256()?),
                 None => whole.update([0_u8; 32]),
+            }
+            if let Some(feed) = &sample.feed {
+                whole.update(ImageSource::File(feed.clone()).sha256()?);
             }
         }
         Ok(hex(&whole.finalize()))

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::{Error, ImageBackend};
+use super::{Error, ImageBackend, genai};
 
 /// The largest configuration file that is read.
 const MAX_CONFIG_BYTES: u64 = 16 << 20;
@@ -22,14 +22,20 @@ pub struct ModelDir {
 }
 
 impl ModelDir {
-    /// Reads `config.json`.
+    /// Reads `config.json`; in a folder of onnxruntime-genai, which has none, the same facts of its
+    /// own configuration.
     ///
     /// # Errors
     /// [`Error::Read`], [`Error::TooLarge`], [`Error::Json`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
+        let map = dir.join(genai::MAP);
+        let config = match dir.join("config.json") {
+            config if config.exists() || !map.exists() => Json::read(&config)?,
+            _ => Json::read(&map)?.translated(genai::config),
+        };
         Ok(Self {
             dir: dir.to_path_buf(),
-            config: Json::read(&dir.join("config.json"))?,
+            config,
             backend: None,
         })
     }
@@ -82,7 +88,8 @@ impl ModelDir {
     }
 
     /// The image processor's settings: `preprocessor_config.json`, or, as transformers 5 writes
-    /// them, `processor_config.json`'s `image_processor`.
+    /// them, `processor_config.json`'s `image_processor`, or, as onnxruntime-genai has them, that
+    /// file's list of transforms.
     pub(crate) fn image_processor(&self) -> Result<Json, Error> {
         match self.optional_json("processor_config.json")? {
             Some(processor) if !self.dir.join("preprocessor_config.json").exists() => {
@@ -91,7 +98,13 @@ impl ModelDir {
                         path: processor.path.clone(),
                         value: settings.clone(),
                     }),
-                    None => self.json("preprocessor_config.json"),
+                    None => match genai::image_processor(&processor.value) {
+                        Some(value) => Ok(Json {
+                            path: processor.path,
+                            value,
+                        }),
+                        None => self.json("preprocessor_config.json"),
+                    },
                 }
             }
             _ => self.json("preprocessor_config.json"),
@@ -158,6 +171,14 @@ impl Json {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same file's facts under other keys.
+    fn translated(self, translate: fn(&Value) -> Value) -> Self {
+        Self {
+            value: translate(&self.value),
+            path: self.path,
+        }
     }
 
     /// A field by its dotted name; `None` where any part of the way is missing.

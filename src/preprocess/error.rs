@@ -52,6 +52,24 @@ pub enum Error {
         /// The known ones.
         known: String,
     },
+    /// A sample with an image, for a model that takes none.
+    #[error("sample `{sample}`: expected no image, because {model_type} takes none, found one")]
+    NoImages {
+        /// The sample.
+        sample: String,
+        /// The model's type.
+        model_type: String,
+    },
+    /// The decoder takes embeddings, and nothing makes them of ids.
+    #[error(
+        "{}: expected a decoder that takes input_ids, or a token embedding beside it, found no token \
+         embedding",
+        dir.display()
+    )]
+    NoEmbedding {
+        /// The model folder.
+        dir: PathBuf,
+    },
     /// The folder holds no chat template.
     #[error("{}: no chat_template.jinja, chat_template.json or `chat_template`", dir.display())]
     TemplateMissing {
@@ -234,7 +252,16 @@ impl Error {
     #[must_use]
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
-            Self::UnknownFamily { .. } => "docs/families.md says how a family is added",
+            Self::UnknownFamily { .. } => {
+                "docs/families.md says how a family is added; ready-made inputs need none (docs/feeds.md)"
+            }
+            Self::NoImages { .. } => {
+                "set `image` to null; a model that sees needs its own config.json"
+            }
+            Self::NoEmbedding { .. } => {
+                "pass the model's folder, not one of its .onnx files; or ready-made inputs_embeds \
+                 (docs/feeds.md)"
+            }
             Self::TemplateMissing { .. } => {
                 "copy chat_template.jinja from the original model's repository"
             }

@@ -26,6 +26,8 @@ mod error;
 pub mod features;
 pub mod gemma3;
 pub mod idefics3;
+pub mod feeds;
+mod genai;
 pub mod image;
 pub mod image_settings;
 pub mod internvl;
@@ -43,6 +45,7 @@ pub mod stretch;
 pub mod template;
 pub mod tensors;
 pub mod tiles;
+mod text;
 pub mod tokenizer;
 
 use std::ops::Range;
@@ -56,6 +59,7 @@ pub use config::ModelDir;
 pub use conversation::TextProcessor;
 pub use error::Error;
 pub use features::{FeatureCache, merge_image_features};
+pub use feeds::{Feed, FeedError};
 pub use tensors::{DecoderInput, NamedTensor, TensorValue};
 pub use tokenizer::Tokenizer;
 
@@ -172,6 +176,8 @@ pub enum PositionIds {
     Sequential(Array1<i64>),
     /// `[3, T]`: temporal, height and width rows of multimodal rotary embeddings.
     Multimodal(Array2<i64>),
+    /// Not known: 0, 1, 2, … will do where a model has one row of them, and not where it has more.
+    Unstated,
 }
 
 impl PositionIds {
@@ -181,6 +187,7 @@ impl PositionIds {
         match self {
             Self::Sequential(ids) => ids.iter().max().copied(),
             Self::Multimodal(ids) => ids.iter().max().copied(),
+            Self::Unstated => None,
         }
     }
 }
@@ -234,6 +241,7 @@ fn open(model: &ModelDir) -> Result<Box<dyn Family>, Error> {
     let model_type = model.config().string("model_type")?;
     match FAMILIES.iter().find(|(name, _)| *name == model_type) {
         Some((_, open)) => open(model),
+        None if text::serves(model) => text::open(model),
         None => Err(Error::UnknownFamily {
             path: model.config().path().to_path_buf(),
             found: model_type,

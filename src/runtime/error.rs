@@ -38,6 +38,27 @@ pub enum Error {
         /// What this one has.
         found: String,
     },
+    /// Samples cannot be prepared for this model.
+    #[error("this model's inputs cannot be made of (image, question, answer) here")]
+    NoFamily {
+        /// Why.
+        source: std::sync::Arc<crate::preprocess::Error>,
+    },
+    /// A file of ready-made inputs is not one.
+    #[error(transparent)]
+    Feed(#[from] crate::preprocess::FeedError),
+    /// A tensor that a sample brings does not fit the input of its name.
+    #[error("{sample}: '{tensor}': expected {expected}, found {found}")]
+    Input {
+        /// The sample: a file's name, where it is one.
+        sample: String,
+        /// The input.
+        tensor: String,
+        /// What the graph takes.
+        expected: String,
+        /// What the sample has.
+        found: String,
+    },
     /// A sample has an image, and nothing in the model takes one.
     #[error(
         "expected a sample without an image, because the model has no vision encoder, found one"
@@ -68,6 +89,11 @@ impl Error {
             Error::Session { source, .. } if source.message().contains("NOT_IMPLEMENTED") => {
                 "this build of ONNX Runtime lacks an operator for the model's type (bfloat16 does not run on CPU): choose another --variant or --device"
                     .into()
+            }
+            Error::NoFamily { source } => return source.hint(),
+            Error::Feed(source) => return source.hint(),
+            Error::Input { .. } => {
+                "-1 stands for a dimension that the model leaves open".into()
             }
             Error::NoVision => {
                 "leave `image` out of the samples, or add the vision encoder to the model's folder"

@@ -41,7 +41,7 @@ pub fn greedy(
     let (mut logits, mut cache) = decoder.start(&prompt, gates)?;
     while ids.len() < max_new_tokens {
         let id = argmax(logits.view());
-        if lvlm.family.eos_token_ids().contains(&id) {
+        if lvlm.family()?.eos_token_ids().contains(&id) {
             stopped = true;
             break;
         }
@@ -53,7 +53,7 @@ pub fn greedy(
         (logits, cache) = decoder.step(&token, position, cache, gates)?;
         position += 1;
     }
-    let text = lvlm.family.tokenizer().decode(&ids, true)?;
+    let text = lvlm.family()?.tokenizer().decode(&ids, true)?;
     Ok(Generated { ids, text, stopped })
 }
 

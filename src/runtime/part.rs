@@ -17,6 +17,7 @@ use crate::bundle::DecoderNames;
 use crate::graph::session::SessionModel;
 use crate::graph::{ANSWER_MASK, gate_name};
 use crate::kvw::Gates;
+use crate::preprocess::feeds::kind;
 use crate::preprocess::{DecoderInput, NamedTensor, PositionIds, TensorValue};
 
 /// The inputs of a session.
@@ -44,12 +45,17 @@ pub(super) struct Run {
     pub(super) attention: Array2<i64>,
     /// `[4, B, T]`: each token's number, then its temporal, height and width position.
     pub(super) positions: Array3<i64>,
+    /// Whether the samples bring ready-made inputs. Their positions are then assumed to be 0, 1, 2, …
+    /// where one row of them is wanted, and every tensor must be wanted.
+    pub(super) ready: bool,
     /// Tokens whose logits are wanted, from the last back; 0: all.
     pub(super) keep: i64,
     /// Whether a cache is given.
     pub(super) cached: bool,
     /// What the samples bring for inputs by their name. It overrules the above.
     pub(super) own: Vec<NamedTensor>,
+    /// The first sample, for messages.
+    pub(super) name: String,
 }
 
 impl Part {
@@ -125,6 +131,7 @@ impl Part {
             if port.name == ANSWER_MASK || gated.contains(&port.name) {
                 continue;
             }
+            self.check_own(port, run)?;
             let cache = names.present(&port.name).is_some();
             if cache && run.cached {
                 continue;
@@ -138,7 +145,46 @@ impl Part {
             };
             inputs.push((port.name.clone(), value));
         }
+        if run.ready {
+            self.check_wanted(run, names)?;
+        }
         Ok(inputs)
+    }
+
+    /// Whether the graph has an input for everything that ready-made samples bring. A mask or positions
+    /// too many are no mistake: some exports have none.
+    fn check_wanted(&self, run: &Run, names: &DecoderNames) -> Result<(), Error> {
+        let spare = [&names.attention_mask, &names.position_ids];
+        let unwanted = (run.own.iter())
+            .find(|own| !self.ports.contains_key(&own.name) && !spare.contains(&&own.name));
+        match unwanted {
+            None => Ok(()),
+            Some(own) => Err(Error::Input {
+                sample: run.name.clone(),
+                tensor: own.name.clone(),
+                expected: format!(
+                    "one of the inputs {}",
+                    self.ports.keys().cloned().collect::<Vec<_>>().join(", ")
+                ),
+                found: "a name that none of them has".to_owned(),
+            }),
+        }
+    }
+
+    /// Whether what the samples bring for this input fits it.
+    fn check_own(&self, port: &Port, run: &Run) -> Result<(), Error> {
+        let Some(own) = run.own.iter().find(|own| own.name == port.name) else {
+            return Ok(());
+        };
+        match port.takes(&own.value) {
+            true => Ok(()),
+            false => Err(Error::Input {
+                sample: run.name.clone(),
+                tensor: own.name.clone(),
+                expected: format!("{} {:?}", port.element, port.dims),
+                found: format!("{} {:?}", kind(&own.value), own.value.shape()),
+            }),
+        }
     }
 
     fn value(
@@ -167,7 +213,7 @@ impl Part {
         if name == names.attention_mask {
             return integers(&run.attention);
         }
-        if name == names.position_ids {
+        if name == names.position_ids && (!run.ready || port.dims.len() < 3) {
             let ids = positions(&port.dims, &run.positions);
             return port.value(&TensorValue::Integers(ids)).map(Some);
         }
@@ -247,6 +293,10 @@ impl Run {
             keep,
             cached: false,
             own: own_inputs(batch)?,
+            ready: false,
+            name: batch
+                .first()
+                .map_or_else(String::new, |sample| sample.id.clone()),
         };
         for (index, sample) in batch.iter().enumerate() {
             let own = sample.input_ids.len();
@@ -262,6 +312,12 @@ impl Run {
                     three.assign(&ids.broadcast((3, own)).ok_or_else(|| {
                         ort::Error::new(format!("{}: positions of another length", sample.id))
                     })?)
+                }
+                PositionIds::Unstated => {
+                    run.ready = true;
+                    three.assign(&numbers.broadcast((3, own)).ok_or_else(|| {
+                        ort::Error::new(format!("{}: too many tokens", sample.id))
+                    })?);
                 }
                 PositionIds::Multimodal(ids) if ids.dim() == (3, own) => three.assign(ids),
                 PositionIds::Multimodal(ids) => {
@@ -288,7 +344,9 @@ impl Run {
             positions,
             keep: 1,
             cached: true,
+            ready: false,
             own: Vec::new(),
+            name: "an answer".to_owned(),
         }
     }
 }
@@ -385,6 +443,7 @@ impl Embedded {
                 let column = Array1::from_elem(ids.nrows(), position);
                 ids.push(Axis(1), column.view()).map_err(shape)?;
             }
+            PositionIds::Unstated => {}
         }
         self.next_position = position + 1;
         for own in &mut self.decoder_inputs {

@@ -74,6 +74,21 @@ impl Port {
         })
     }
 
+    /// Whether a tensor fits this input: in kind, rank and the dimensions that the graph states.
+    pub(super) fn takes(&self, tensor: &TensorValue) -> bool {
+        use TensorElementType as Element;
+        let kinds: &[Element] = match tensor {
+            TensorValue::Floats(_) => &[Element::Float32, Element::Float16, Element::Bfloat16],
+            TensorValue::Integers(_) => &[Element::Int64, Element::Int32],
+            TensorValue::Booleans(_) => &[Element::Bool, Element::Int64],
+        };
+        let kind = kinds.contains(&self.element);
+        let tensor = tensor.with_rank(self.dims.len());
+        let shape = tensor.shape();
+        let same = |(&open, &size): (&i64, &usize)| open <= 0 || usize::try_from(open) == Ok(size);
+        kind && shape.len() == self.dims.len() && self.dims.iter().zip(shape).all(same)
+    }
+
     /// A value of zeros for this input; of nothing where `shape` has a 0.
     pub(super) fn zeros(&self, shape: &[usize]) -> Result<SessionInputValue<'static>, ort::Error> {
         self.floats(ArrayD::zeros(shape).view())

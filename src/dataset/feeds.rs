@@ -1,0 +1,73 @@
+//! Ready-made model inputs as a dataset: one file per sample.
+//!
+//! In: a `.safetensors` or `.npz` file, or a folder of them. Out: a [`Dataset`], the files in the order
+//! of their names; what is in them is read when it is needed
+//! ([`Feed`](crate::preprocess::Feed)).
+
+use std::path::{Path, PathBuf};
+
+use sha2::{Digest, Sha256};
+
+use super::{Dataset, Error, Sample, hex};
+
+/// More samples than fit into anybody's patience.
+const MAX_FILES: usize = 1_000_000;
+
+/// Whether `path` is to be read as feeds: by its name, or, a folder, by the names in it.
+pub fn is_feeds(path: &Path) -> bool {
+    if !path.is_dir() {
+        return is_feed(path);
+    }
+    let entries = std::fs::read_dir(path).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).any(|path| is_feed(&path))
+}
+
+fn is_feed(path: &Path) -> bool {
+    let extension = path.extension().and_then(|extension| extension.to_str());
+    matches!(extension, Some("safetensors" | "npz"))
+}
+
+/// Lists the feeds at `path`.
+///
+/// # Errors
+/// The folder cannot be listed, or holds none.
+pub fn read_feeds(path: &Path) -> Result<Dataset, Error> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut files: Vec<PathBuf> = Vec::new();
+    if path.is_dir() {
+        for entry in std::fs::read_dir(path).map_err(read)?.take(MAX_FILES) {
+            let file = entry.map_err(read)?.path();
+            files.extend(Some(file).filter(|file| is_feed(file)));
+        }
+        files.sort();
+    } else {
+        std::fs::File::open(path).map_err(read)?;
+        files.push(path.to_path_buf());
+    }
+    if files.is_empty() {
+        return Err(Error::Empty {
+            path: path.to_path_buf(),
+        });
+    }
+    let mut names = Sha256::new();
+    let samples = files.into_iter().map(|file| {
+        let id = file.file_name().unwrap_or_default();
+        let id = id.to_string_lossy().into_owned();
+        names.update(id.as_bytes());
+        names.update([0]);
+        Sample {
+            id,
+            feed: Some(file),
+            ..Sample::default()
+        }
+    });
+    let samples = samples.collect();
+    Ok(Dataset {
+        path: path.to_path_buf(),
+        samples,
+        sha256: hex(&names.finalize()),
+    })
+}
