@@ -67,7 +67,7 @@ fn integers(value: &Value) -> Vec<i64> {
 fn position_rows(prepared: &Prepared) -> Vec<Vec<i64>> {
     match &prepared.position_ids {
         PositionIds::Multimodal(rows) => rows.rows().into_iter().map(|row| row.to_vec()).collect(),
-        PositionIds::Sequential(_) => panic!("Qwen2-VL has three rows of position ids"),
+        _ => panic!("Qwen2-VL has three rows of position ids"),
     }
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
-use super::{Dataset, Error, Sample, hex};
+use super::{Dataset, Error, ImageSource, Sample, hex};
 
 /// More samples than fit into anybody's patience.
 const MAX_FILES: usize = 1_000_000;
@@ -52,22 +52,23 @@ pub fn read_feeds(path: &Path) -> Result<Dataset, Error> {
             path: path.to_path_buf(),
         });
     }
-    let mut names = Sha256::new();
-    let samples = files.into_iter().map(|file| {
+    let mut digest = Sha256::new();
+    let mut samples = Vec::with_capacity(files.len());
+    for file in files {
         let id = file.file_name().unwrap_or_default();
         let id = id.to_string_lossy().into_owned();
-        names.update(id.as_bytes());
-        names.update([0]);
-        Sample {
+        digest.update(id.as_bytes());
+        digest.update([0]);
+        digest.update(ImageSource::File(file.clone()).sha256()?);
+        samples.push(Sample {
             id,
             feed: Some(file),
             ..Sample::default()
-        }
-    });
-    let samples = samples.collect();
+        });
+    }
     Ok(Dataset {
         path: path.to_path_buf(),
         samples,
-        sha256: hex(&names.finalize()),
+        sha256: hex(&digest.finalize()),
     })
 }

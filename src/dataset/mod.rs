@@ -80,8 +80,8 @@ pub struct Dataset {
     pub path: PathBuf,
     /// At least one sample.
     pub samples: Vec<Sample>,
-    /// SHA-256 of the JSONL file's bytes, lowercase hex. It does not cover the images: see
-    /// [`Dataset::content_sha256`].
+    /// SHA-256 of the JSONL file's bytes, lowercase hex; of ready-made inputs, of their names and
+    /// contents. It does not cover the images: see [`Dataset::content_sha256`].
     pub sha256: String,
 }
 
@@ -99,9 +99,6 @@ impl Dataset {
             match &sample.image {
                 Some(image) => whole.update(image.sha256()?),
                 None => whole.update([0_u8; 32]),
-            }
-            if let Some(feed) = &sample.feed {
-                whole.update(ImageSource::File(feed.clone()).sha256()?);
             }
         }
         Ok(hex(&whole.finalize()))

@@ -139,7 +139,7 @@ impl Decoder {
         work: Work,
     ) -> Result<Decoder, Error> {
         let graph = session::encode(model, model.proto().clone())?;
-        self.lm_head = Some(Part::open(engine, &graph, model.path(), work)?);
+        self.lm_head = Some(Part::open(engine, &graph, model, work)?);
         Ok(self)
     }
 
@@ -388,7 +388,7 @@ fn instrumented(
     let patch = Patch::plan(model, mlps, outputs)?;
     tracing::debug!(%patch, "instrumenting {}", model.path().display());
     let graph = session::encode(model, patch.apply(model))?;
-    let part = Part::open(engine, &graph, model.path(), work)?;
+    let part = Part::open(engine, &graph, model, work)?;
     Ok((part, patch.layers()))
 }
 

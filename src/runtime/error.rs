@@ -61,9 +61,12 @@ pub enum Error {
     },
     /// A sample has an image, and nothing in the model takes one.
     #[error(
-        "expected a sample without an image, because the model has no vision encoder, found one"
+        "{model}: expected a vision encoder beside it, because a sample has an image, found none"
     )]
-    NoVision,
+    NoVision {
+        /// A file of the model.
+        model: String,
+    },
     /// A sample could not be prepared.
     #[error(transparent)]
     Preprocess(#[from] crate::preprocess::Error),
@@ -95,7 +98,7 @@ impl Error {
             Error::Input { .. } => {
                 "-1 stands for a dimension that the model leaves open".into()
             }
-            Error::NoVision => {
+            Error::NoVision { .. } => {
                 "leave `image` out of the samples, or add the vision encoder to the model's folder"
                     .into()
             }

@@ -5,7 +5,7 @@
 //! nothing is known for is an error that names it.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use ndarray::{Array1, Array2, Array3, ArrayD, Axis, concatenate, s};
 use ort::session::{Session, SessionInputValue};
@@ -17,6 +17,7 @@ use crate::bundle::DecoderNames;
 use crate::graph::session::SessionModel;
 use crate::graph::{ANSWER_MASK, gate_name};
 use crate::kvw::Gates;
+use crate::onnx::ModelFile;
 use crate::preprocess::feeds::kind;
 use crate::preprocess::{DecoderInput, NamedTensor, PositionIds, TensorValue};
 
@@ -33,6 +34,8 @@ pub(super) struct Part {
     pub(super) model: PathBuf,
     pub(super) session: Session,
     ports: BTreeMap<String, Port>,
+    /// The inputs of the model as it is; an instrumented graph may need fewer.
+    declared: Vec<String>,
 }
 
 /// What one run computes: `T` tokens of `B` samples, after `P` that the cache holds.
@@ -62,16 +65,19 @@ impl Part {
     pub(super) fn open(
         engine: &Engine,
         graph: &SessionModel,
-        model: &Path,
+        model: &ModelFile,
         work: Work,
     ) -> Result<Part, Error> {
-        let session = engine.open(graph, model, work)?;
+        let session = engine.open(graph, model.path(), work)?;
         let ports = session.inputs().iter().filter_map(Port::of);
         let ports = ports.map(|port| (port.name.clone(), port)).collect();
         Ok(Part {
-            model: model.to_owned(),
+            model: model.path().to_owned(),
             session,
             ports,
+            declared: (model.graph().input.iter())
+                .map(|input| input.name().to_owned())
+                .collect(),
         })
     }
 
@@ -156,16 +162,13 @@ impl Part {
     fn check_wanted(&self, run: &Run, names: &DecoderNames) -> Result<(), Error> {
         let spare = [&names.attention_mask, &names.position_ids];
         let unwanted = (run.own.iter())
-            .find(|own| !self.ports.contains_key(&own.name) && !spare.contains(&&own.name));
+            .find(|own| !self.declared.contains(&own.name) && !spare.contains(&&own.name));
         match unwanted {
             None => Ok(()),
             Some(own) => Err(Error::Input {
                 sample: run.name.clone(),
                 tensor: own.name.clone(),
-                expected: format!(
-                    "one of the inputs {}",
-                    self.ports.keys().cloned().collect::<Vec<_>>().join(", ")
-                ),
+                expected: format!("one of the model's inputs {}", self.declared.join(", ")),
                 found: "a name that none of them has".to_owned(),
             }),
         }

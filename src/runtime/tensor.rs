@@ -19,11 +19,24 @@ impl Port {
     /// The port of an outlet, or `None` where it is no tensor.
     pub(super) fn of(outlet: &Outlet) -> Option<Port> {
         match outlet.dtype() {
-            ValueType::Tensor { ty, shape, .. } => Some(Port {
-                name: outlet.name().to_owned(),
-                element: *ty,
-                dims: shape.to_vec(),
-            }),
+            ValueType::Tensor {
+                ty,
+                shape,
+                dimension_symbols,
+            } => {
+                // Some exporters write a size where others have a dimension's name.
+                let written = dimension_symbols.iter().map(|symbol| symbol.parse().ok());
+                let dims = shape.iter().zip(written);
+                let dims = dims.map(|(&dim, written)| match written {
+                    Some(size) if dim < 0 && size > 0 => size,
+                    _ => dim,
+                });
+                Some(Port {
+                    name: outlet.name().to_owned(),
+                    element: *ty,
+                    dims: dims.collect(),
+                })
+            }
             _ => None,
         }
     }

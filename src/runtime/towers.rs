@@ -199,7 +199,13 @@ impl Towers {
     /// The model has no vision encoder, asks for something else, or fails.
     pub fn encode(&mut self, tensors: &[NamedTensor]) -> Result<Vec<NamedTensor>, Error> {
         let Some(component) = &mut self.vision else {
-            return Err(Error::NoVision);
+            let beside = self.embed_tokens.as_ref();
+            return Err(Error::NoVision {
+                model: beside.map_or_else(
+                    || "the decoder".to_owned(),
+                    |component| component.model.display().to_string(),
+                ),
+            });
         };
         let mut inputs = Vec::with_capacity(component.inputs.len());
         for port in &component.inputs {
