@@ -150,16 +150,21 @@ impl<'a> Model<'a> {
             false => open_family(bundle.folder()),
         };
         let image_token_id = family.as_ref().ok().and_then(|f| f.image_token_id());
-        let mut towers = Towers::open(
+        let towers = Towers::open(
             engine,
             components.vision_encoder.map(|file| file.path.as_path()),
             components.embed_tokens.map(|file| file.path.as_path()),
             image_token_id,
             Work::Forwards(forwards),
-        )?;
-        if takes("pixel_values") {
-            towers = towers.with_seeing_decoder();
-        }
+        )?
+        .with_decoder_inputs(
+            model
+                .graph()
+                .input
+                .iter()
+                .map(|input| input.name().to_owned())
+                .collect(),
+        );
         Ok(Model {
             bundle,
             decoder_file: components.decoder,

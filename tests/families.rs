@@ -74,6 +74,7 @@ fn rows(positions: &PositionIds) -> Vec<Vec<i64>> {
     match positions {
         PositionIds::Sequential(ids) => vec![ids.to_vec()],
         PositionIds::Multimodal(ids) => ids.rows().into_iter().map(|row| row.to_vec()).collect(),
+        PositionIds::Unstated => panic!("families know their positions"),
     }
 }
 

@@ -130,8 +130,8 @@ pub struct Towers {
     embed_tokens: Option<Component>,
     features: FeatureCache,
     image_token_id: Option<i64>,
-    /// Whether images go to the decoder as they are: a model of one file.
-    decoder_sees: bool,
+    /// The names of the decoder's inputs: what is not put into embeddings must be one of them.
+    decoder_takes: Vec<String>,
 }
 
 const INPUT_IDS: &str = "input_ids";
@@ -159,15 +159,40 @@ impl Towers {
             embed_tokens: open(embed_tokens)?,
             features: FeatureCache::default(),
             image_token_id,
-            decoder_sees: false,
+            decoder_takes: Vec::new(),
         })
     }
 
-    /// The same, with images handed to the decoder as they are: both towers are in its graph.
+    /// The same, for a decoder with inputs of these names: it may take images as they are (both towers
+    /// are in its graph), or what the vision encoder makes of them.
     #[must_use]
-    pub fn with_seeing_decoder(mut self) -> Towers {
-        self.decoder_sees = true;
+    pub fn with_decoder_inputs(mut self, names: Vec<String>) -> Towers {
+        self.decoder_takes = names;
         self
+    }
+
+    /// `tensors` as inputs of the decoder.
+    fn handed_on(&self, tensors: &[NamedTensor]) -> Result<Vec<DecoderInput>, Error> {
+        let taken = |tensor: &&NamedTensor| self.decoder_takes.contains(&tensor.name);
+        let taken: Vec<_> = tensors.iter().filter(taken).collect();
+        if taken.is_empty() {
+            return Err(self.no_vision());
+        }
+        let taken = taken.into_iter().map(|tensor| DecoderInput {
+            tensor: tensor.clone(),
+            token_axis: None,
+        });
+        Ok(taken.collect())
+    }
+
+    fn no_vision(&self) -> Error {
+        let beside = self.embed_tokens.as_ref();
+        Error::NoVision {
+            model: beside.map_or_else(
+                || "the decoder".to_owned(),
+                |component| component.model.display().to_string(),
+            ),
+        }
     }
 
     /// The embeddings of `ids`: float32 `[1, T, d_model]`; `None` where the decoder makes them.
@@ -199,13 +224,7 @@ impl Towers {
     /// The model has no vision encoder, asks for something else, or fails.
     pub fn encode(&mut self, tensors: &[NamedTensor]) -> Result<Vec<NamedTensor>, Error> {
         let Some(component) = &mut self.vision else {
-            let beside = self.embed_tokens.as_ref();
-            return Err(Error::NoVision {
-                model: beside.map_or_else(
-                    || "the decoder".to_owned(),
-                    |component| component.model.display().to_string(),
-                ),
-            });
+            return Err(self.no_vision());
         };
         let mut inputs = Vec::with_capacity(component.inputs.len());
         for port in &component.inputs {
@@ -270,23 +289,17 @@ impl Towers {
         answer_mask: Vec<f32>,
     ) -> Result<Embedded, Error> {
         let mut decoder_inputs = prepared.decoder_inputs;
-        let hand_on = |tensor| DecoderInput {
-            tensor,
-            token_axis: None,
-        };
         let mut features = None;
-        match &prepared.image {
-            Some(image) if self.vision.is_none() && self.decoder_sees => {
-                decoder_inputs.extend(image.tensors.iter().cloned().map(hand_on));
-            }
-            Some(image) => {
+        if let Some(image) = &prepared.image {
+            if self.vision.is_none() && !self.decoder_takes.is_empty() {
+                decoder_inputs.extend(self.handed_on(&image.tensors)?);
+            } else {
                 let outputs = self.cached(image)?;
                 match self.image_token_id {
-                    Some(_) => features = Some(self.rows(outputs)?),
-                    None => decoder_inputs.extend(outputs.into_iter().map(hand_on)),
+                    Some(_) if self.embed_tokens.is_some() => features = Some(self.rows(outputs)?),
+                    _ => decoder_inputs.extend(self.handed_on(&outputs)?),
                 }
             }
-            None => {}
         }
         let ids = &prepared.input_ids;
         let inputs_embeds = match &mut self.embed_tokens {
