@@ -4,7 +4,9 @@ import json
 
 import numpy as np
 import torch
+from torch import nn
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import AutoProcessor
 
 CORPUS = """What can you see in this picture? Tell me about the content of this image. Who is this? Describe the photo.
 Here we see a man in a green garden; this captures a cellist from Erdoria. A juggler is shown. Summarize this picture.
@@ -35,7 +37,10 @@ class Family:
     name = None  # the folder's
     text_only = True  # whether a prompt without an image is allowed
     image_inputs = ["pixel_values"]  # what the processor makes for the vision encoder
-    decoder_inputs = []  # what the decoder takes besides embeddings, mask and positions; int64 [B, T]
+    decoder_inputs = []  # what the decoder takes besides embeddings, mask and positions; int64 [B, T, …]
+    vision_output = "image_features"  # any other name: an input of the decoder, and not put among the embeddings
+    files = {"vision_encoder": "vision_encoder", "embed_tokens": "embed_tokens", "decoder": "decoder_model_merged"}
+    inexact = {}  # of an image input: how many values from the first on may differ, and by how much
 
     def checkpoint(self):
         """The model with its random weights, and the processor."""
@@ -44,12 +49,37 @@ class Family:
     def deployed(self, folder):
         """Whatever has to be done to the saved folder."""
 
+    def load_processor(self, folder):
+        return AutoProcessor.from_pretrained(folder)
+
     def vision_encoder(self, model):
         """For export: module, example inputs, their names, dynamic axes."""
         raise NotImplementedError
 
+    def token_embedding(self, model):
+        """The same for the token embedding."""
+        axes = {0: "batch_size", 1: "sequence_length"}
+        ids = torch.zeros(2, 3, dtype=torch.long)
+        return EmbedTokens(model), (ids,), ["input_ids"], {"input_ids": axes, "inputs_embeds": axes}
+
+    def further_inputs(self, model, batch, length):
+        """For export: what the decoder takes besides; name → example and dynamic axes."""
+        axes = {0: "batch_size", 1: "sequence_length"}
+        return {name: (torch.ones(batch, length, dtype=torch.long), axes) for name in self.decoder_inputs}
+
     def language_model(self, model):
         return model.model.language_model
+
+    def run_language_model(self, model, further, **inputs):
+        """The last hidden states of the language model; `further` are the decoder's further inputs."""
+        return self.language_model(model)(**inputs).last_hidden_state
+
+    def cached_layers(self, model):
+        return range(model.config.get_text_config().num_hidden_layers)
+
+    def rotary_embedding(self, model):
+        """A module that is called with the position ids."""
+        return self.language_model(model).rotary_emb
 
     def down_projections(self, model):
         return [layer.mlp.down_proj for layer in self.language_model(model).layers]
@@ -92,6 +122,10 @@ class Family:
     def generation_inputs(self, inputs):
         return inputs
 
+    def greedy(self, model, inputs, max_new_tokens):
+        """Ids, the prompt's included."""
+        return model.generate(**self.generation_inputs(inputs), do_sample=False, max_new_tokens=max_new_tokens)[0].tolist()
+
     def positions(self, model, query, batch):
         """Example position ids for export."""
         return query.expand(batch, -1)
@@ -103,6 +137,15 @@ class Family:
     def attention(self, query, key, attention_mask, extra):
         """What the language model takes as `attention_mask`: by default causal and padding, float [B, 1, T, P + T]."""
         return bias((key[None, :] <= query[:, None])[None, None] & attention_mask.bool()[:, None, None, :])
+
+
+class EmbedTokens(nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.embed_tokens = model.get_input_embeddings()
+
+    def forward(self, input_ids):
+        return self.embed_tokens(input_ids)
 
 
 def bias(visible):
