@@ -13,6 +13,7 @@ pub mod anatomy;
 mod dtype;
 mod error;
 mod external;
+mod functions;
 mod model;
 mod span;
 pub mod splice;

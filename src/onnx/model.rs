@@ -43,6 +43,8 @@ pub struct ModelFile {
     map: Bytes,
     root: Root,
     proto: ModelProto,
+    /// The main graph without calls of the model's own functions, where there are any.
+    inlined: Option<GraphProto>,
 }
 
 impl ModelFile {
@@ -109,6 +111,7 @@ impl ModelFile {
             file,
             map,
             root,
+            inlined: super::functions::inlined(&proto),
             proto,
         })
     }
@@ -138,13 +141,19 @@ impl ModelFile {
         &self.proto
     }
 
-    /// The main graph.
+    /// The main graph. Calls of the model's own functions are replaced by the functions' bodies.
     pub fn graph(&self) -> &GraphProto {
         // `open` refuses a model without one.
-        self.proto
-            .graph
+        self.inlined
             .as_ref()
+            .or(self.proto.graph.as_ref())
             .unwrap_or_else(|| unreachable!("a model without a graph"))
+    }
+
+    /// Whether [`ModelFile::graph`] is another than the file holds, because functions were put in: its
+    /// nodes then have no place of their own in the file.
+    pub fn has_inlined_functions(&self) -> bool {
+        self.inlined.is_some()
     }
 
     /// The version of the default operator set (`ai.onnx`), 1 where the model names none.
