@@ -5,11 +5,14 @@
 mod support;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::path::Path;
 
 use kvw::bundle::Bundle;
 use kvw::graph::mlp::{find, survey};
-use kvw::graph::{Gating, Index, Linear, Mlp, Moment, NoSlices, Outputs, Patch, Site, Tower};
+use kvw::graph::{
+    Encoding, Gating, Index, Linear, Mlp, Moment, NoSlices, Outputs, Patch, Site, Survey, Tower,
+};
 use kvw::kvw::Gates;
 use kvw::onnx::schema::{GraphProto, ModelProto};
 use kvw::onnx::{Limits, ModelFile};
@@ -101,7 +104,7 @@ fn summary(mlps: &[&Mlp<'_>]) -> Entry {
 #[test]
 fn mlps_are_found_in_what_real_exporters_write() {
     let index = index();
-    assert_eq!(index.len(), 10);
+    assert_eq!(index.len(), 40);
     for (file, expected) in index {
         let model = model(&fixtures().join("exports").join(&file));
         let graph = Index::new(model.graph());
@@ -392,10 +395,208 @@ fn float16_activations_are_summed_in_float32() {
     }
 }
 
-/// Both branches of the `If` read the same weights; where they are used twice, one tap would not do.
+/// The survey of a made model, see `tools/exports/made.py`.
+fn surveyed(name: &str, check: impl FnOnce(&Survey<'_>)) {
+    let model = model(&fixtures().join(format!("exports/made/{name}.onnx")));
+    let index = Index::new(model.graph());
+    check(&survey(&index, Some(Tower::Language)));
+}
+
+/// What looks like an MLP, or hides one, and is not understood is named with its node and a reason.
 #[test]
-fn mlps_in_a_subgraph_are_refused_by_name() {
-    let model = model(&fixtures().join("exports/optimum124-opt-legacy/decoder_model_merged.onnx"));
+fn what_is_not_understood_is_refused_by_name() {
+    for (name, node, reason) in [
+        ("experts", "mlp/moe/MoE", "mixture of experts"),
+        (
+            "selected",
+            "mlp/down_proj/MatMul",
+            "Gather computes its weight",
+        ),
+        ("lora", "mlp/down_proj/MatMul", "low-rank adapter"),
+        ("custom", "mlp/FusedMlp", "unknown operator"),
+        ("static_qoperator", "mlp/down_proj/MatMul", "in integers"),
+    ] {
+        surveyed(name, |survey| {
+            assert!(survey.mlps.is_empty(), "{name}");
+            assert_eq!(survey.refused.len(), 2, "{name}: {:?}", survey.refused);
+            for (layer, refused) in survey.refused.iter().enumerate() {
+                let layer = format!("/model/layers.{layer}/{node}");
+                assert!(refused.node.starts_with(&layer), "{name}: {refused:?}");
+                assert!(refused.reason.contains(reason), "{name}: {refused:?}");
+            }
+        });
+    }
+    for (file, _) in index() {
+        let model = model(&fixtures().join("exports").join(&file));
+        let graph = Index::new(model.graph());
+        let survey = survey(&graph, None);
+        assert!(
+            survey.refused.is_empty() || survey.mlps.is_empty(),
+            "{file}: {:?}",
+            survey.refused
+        );
+    }
+}
+
+/// The layer that bypasses the activation, wherever it stands, with the channels and biases that belong
+/// to the knowledge vectors.
+#[test]
+fn the_branch_that_bypasses_the_activation_is_followed_through_the_graph() {
+    // Name; the weight that up_proj reads; its channels; what is added, with the range of each.
+    type Row = (
+        &'static str,
+        &'static str,
+        Range<u64>,
+        Vec<(&'static str, Range<u64>)>,
+    );
+    let rows: Vec<Row> = vec![
+        ("opset14", "up", 0..32, vec![]),
+        ("up_first", "up", 0..32, vec![("up.bias", 0..32)]),
+        ("grouped_product", "up", 0..32, vec![]),
+        (
+            "fused_slices",
+            "up_gate",
+            0..32,
+            vec![("up_gate.bias", 0..32)],
+        ),
+        ("pointwise", "up", 0..32, vec![("up.bias", 0..32)]),
+        ("behind", "up", 0..32, vec![]),
+        ("function", "up_proj.weight", 0..32, vec![]),
+        ("dynamic_per_channel", "up_quantized", 0..32, vec![]),
+        ("dynamic_per_channel_fused", "up_quantized", 0..32, vec![]),
+        ("dequantized_transposed", "up", 0..32, vec![]),
+        ("prepacked", "up_Q4", 0..32, vec![]),
+        ("static_qdq", "up_quantized", 0..32, vec![]),
+        ("static_qoperator_products", "up_quantized", 0..32, vec![]),
+    ];
+    for (name, weight, channels, biases) in rows {
+        surveyed(name, |survey| {
+            for (layer, mlp) in survey.mlps.iter().enumerate() {
+                let up = mlp.sites[0]
+                    .up
+                    .as_ref()
+                    .unwrap_or_else(|e| panic!("{name}: {e}"));
+                let path = format!("/model/layers.{layer}/mlp.");
+                assert_eq!(up.linear.weight.name, format!("{path}{weight}"), "{name}");
+                assert_eq!(up.channels, channels, "{name}");
+                let found = up
+                    .biases
+                    .iter()
+                    .map(|bias| (bias.stored.name, bias.channels.clone()));
+                let found: Vec<(String, Range<u64>)> = found
+                    .map(|(name, range)| (name.to_owned(), range))
+                    .collect();
+                let biases = biases
+                    .iter()
+                    .map(|(name, range)| (format!("{path}{name}"), range.clone()));
+                assert_eq!(found, biases.collect::<Vec<_>>(), "{name}");
+                assert_eq!(up.rounding.is_some(), name.starts_with("static"), "{name}");
+            }
+        });
+    }
+    surveyed("up_first", |survey| {
+        let up = survey.mlps[0].sites[0].up.as_ref().unwrap();
+        assert_eq!(up.biases[0].stored.uses, 2, "the other branch adds it too");
+    });
+    for (name, reason) in [("clipped", "Clip"), ("fused_gemm", "not gated")] {
+        surveyed(name, |survey| {
+            let reason_found = survey.mlps[0].sites[0].up.as_ref().unwrap_err();
+            assert!(reason_found.contains(reason), "{name}: {reason_found}");
+        });
+    }
+}
+
+/// Which stored elements belong to an output channel of `up_proj`, for every encoding.
+#[test]
+fn every_encoding_tells_its_slices_by_output_channel() {
+    // Model; the tensor, rows, columns, axis.
+    let rows = [
+        ("opset14", "up", 16, 32, 1),
+        ("behind", "up", 16, 32, 1),
+        ("pointwise", "up", 32, 16, 0),
+        ("dynamic_per_channel", "up_scale", 32, 1, 0),
+        ("dynamic_per_channel_fused", "up_scale", 32, 1, 0),
+        ("dequantized_transposed", "up.scale", 1, 32, 1),
+        ("static_qoperator_products", "up_scale", 32, 1, 0),
+    ];
+    for (name, tensor, rows, columns, axis) in rows {
+        surveyed(name, |survey| {
+            let up = survey.mlps[0].sites[0].up.as_ref().unwrap();
+            let slices = up
+                .linear
+                .weight
+                .output_slices(up.linear.k, up.linear.n)
+                .unwrap();
+            assert_eq!(
+                slices.stored.name,
+                format!("/model/layers.0/mlp.{tensor}"),
+                "{name}"
+            );
+            let found = (slices.rows, slices.columns, slices.axis);
+            assert_eq!(found, (rows, columns, axis), "{name}");
+        });
+    }
+    surveyed("dequantized_transposed", |survey| {
+        let down = survey.mlps[0].down();
+        let slices = down.weight.output_slices(down.k, down.n).unwrap();
+        assert_eq!((slices.rows, slices.columns, slices.axis), (16, 1, 0));
+    });
+    for (name, reason) in [("float8", "float8e4m3fn"), ("prepacked", "packed")] {
+        surveyed(name, |survey| {
+            let down = survey.mlps[0].down();
+            match &down.weight.encoding {
+                Encoding::Opaque(found) => assert!(found.contains(reason), "{found}"),
+                other => panic!("{name}: {other:?}"),
+            }
+        });
+    }
+}
+
+/// Both branches of the `If` read the same weights. For a prompt the branch without a cache takes the
+/// place of the `If`; for evaluation both stay, and both are gated.
+#[test]
+fn a_merged_decoder_is_tapped_in_the_branch_of_the_prompt_and_gated_in_both() {
+    let path = fixtures().join("exports/optimum124-opt-legacy/decoder_model_merged.onnx");
+    let model = model(&path);
+    let index = Index::new(model.graph());
+    let mlps = find(&index, Some(Tower::Language));
+    let mlps: Vec<&Mlp<'_>> = mlps.iter().collect();
+    let apply = |outputs| Patch::plan(&model, &mlps, outputs).unwrap().apply(&model);
+    let sums = apply(Outputs::Sums(Moment::Absolute)).graph.unwrap();
+    assert!(sums.node.iter().all(|node| node.op_type() != "If"));
+    assert!(!inputs(&sums).contains("use_cache_branch"));
+    assert!(!inputs(&sums).iter().any(|name| name.starts_with("past")));
+    let whole = apply(Outputs::Model).graph.unwrap();
+    assert_eq!(whole.node.len(), 1);
+    for branch in whole.node[0]
+        .attribute
+        .iter()
+        .filter_map(|a| a.g.as_deref())
+    {
+        let gates = branch.node.iter().flat_map(|node| &node.input);
+        let gates: BTreeSet<&String> = gates.filter(|name| name.ends_with(".gate")).collect();
+        assert_eq!(gates.len(), 3);
+    }
+}
+
+/// A branch that nothing says how to choose is refused by name.
+#[test]
+fn mlps_in_another_subgraph_are_refused_by_name() {
+    let path = fixtures().join("exports/optimum124-opt-legacy/decoder_model_merged.onnx");
+    let model = model(&path);
+    let mut proto = model.proto().clone();
+    let graph = proto.graph.as_mut().unwrap();
+    graph.node[0].input[0] = "flag".into();
+    graph
+        .input
+        .iter_mut()
+        .find(|i| i.name() == "use_cache_branch")
+        .unwrap()
+        .name = Some("flag".into());
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, prost::Message::encode_to_vec(&proto)).unwrap();
+    let model = self::model(&path);
     let index = Index::new(model.graph());
     let mlps = find(&index, Some(Tower::Language));
     let mlps: Vec<&Mlp<'_>> = mlps.iter().collect();
@@ -404,5 +605,6 @@ fn mlps_in_a_subgraph_are_refused_by_name() {
         Ok(patch) => panic!("{patch}"),
     };
     assert!(error.to_string().contains("layers.0/fc2"), "{error}");
+    assert!(error.to_string().contains("'flag'"), "{error}");
     assert!(error.hint().is_some());
 }

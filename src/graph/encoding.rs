@@ -77,7 +77,7 @@ fn reader_input<'m>(index: &Index<'m>, reader: NodeId, position: usize) -> Optio
 #[non_exhaustive]
 pub enum Encoding<'m> {
     /// A float matrix, one element per weight; [`Weight::input_axis`](super::Weight::input_axis) says
-    /// which axis is K. A `Conv` weight is `[N, K, 1, 1]`.
+    /// which axis is K. A `Conv` weight is `[N, K, 1, ..]`.
     Float,
     /// `com.microsoft.MatMulNBits`: blocks along K.
     NBits(NBits<'m>),

@@ -20,12 +20,16 @@ pub enum Error {
         found: String,
     },
     /// An MLP that was found, but whose activations cannot be read here.
-    #[error("{}: MLP of layer {layer} at node '{node}' cannot be instrumented: {reason}", path.display())]
+    #[error(
+        "{}: the MLP{} at node '{node}' cannot be instrumented: {reason}",
+        path.display(),
+        layer.map_or(String::new(), |layer| format!(" of layer {layer}"))
+    )]
     Instrument {
         /// The model file.
         path: PathBuf,
-        /// Decoder layer.
-        layer: usize,
+        /// Decoder layer, where a name tells it.
+        layer: Option<usize>,
         /// The down projection's node.
         node: String,
         /// Why not.

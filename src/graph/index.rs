@@ -17,6 +17,12 @@ pub struct ScopeId(usize);
 impl ScopeId {
     /// The main graph.
     pub const MAIN: ScopeId = ScopeId(0);
+
+    /// The next graph in the order of [`Index::new`]: a graph, then the subgraphs of its nodes, each
+    /// with its own.
+    pub(super) fn next(self) -> ScopeId {
+        ScopeId(self.0 + 1)
+    }
 }
 
 /// A node, by its scope and its position in that graph's node list.
@@ -242,6 +248,21 @@ impl<'m> Index<'m> {
             }
             _ => None,
         }
+    }
+
+    /// The node whose attribute holds the graph `scope`; `None` for the main graph.
+    pub fn owner(&self, scope: ScopeId) -> Option<NodeId> {
+        self.scopes.get(scope.0)?.owner
+    }
+
+    /// The subgraph in the attribute `name` of the node `owner`.
+    pub(super) fn attribute_scope(&self, owner: NodeId, name: &str) -> Option<ScopeId> {
+        let graph = attribute(self.node(owner)?, name)?.g.as_deref()?;
+        let position = self
+            .scopes
+            .iter()
+            .position(|scope| std::ptr::eq(scope.graph, graph))?;
+        Some(ScopeId(position))
     }
 
     /// The integers of the constant `name`, seen from `scope`: an int64 tensor that lies in the file,

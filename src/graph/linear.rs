@@ -25,11 +25,13 @@ use crate::onnx::{DataType, attribute};
 /// The constant matrix of a linear layer, as it is stored.
 #[derive(Clone, Debug)]
 pub struct Weight<'m> {
-    /// The initializer.
+    /// The initializer, or the value of a `Constant` node.
     pub tensor: &'m TensorProto,
+    /// The name by which nodes read it.
+    pub name: &'m str,
     /// The graph that holds it.
     pub scope: ScopeId,
-    /// The node that reads the initializer itself: the product, or the first operator of `via`.
+    /// The node that reads the constant itself: the product, or the first operator of `via`.
     pub reader: NodeId,
     /// Position among that node's inputs.
     pub position: usize,
@@ -153,9 +155,10 @@ impl<'m> Linear<'m> {
                 (size(node, "K")?, size(node, "N")?)
             }
             "Conv" => {
-                let &[n, k, 1, 1] = resolved.tensor.dims.as_slice() else {
+                let (&[n, k], kernel) = resolved.tensor.dims.split_first_chunk()?;
+                if kernel.iter().any(|&size| size != 1) {
                     return None;
-                };
+                }
                 input_axis = Some(1);
                 (k.try_into().ok()?, n.try_into().ok()?)
             }
@@ -179,10 +182,11 @@ impl<'m> Linear<'m> {
             output: node.output.first()?,
             weight: Weight {
                 tensor: resolved.tensor,
+                name: resolved.name,
                 scope: resolved.scope,
                 reader: resolved.reader,
                 position: resolved.position,
-                uses: index.uses(resolved.scope, resolved.tensor.name()),
+                uses: index.uses(resolved.scope, resolved.name),
                 input_axis,
                 via: resolved.via,
                 encoding: Encoding::Float,
@@ -277,7 +281,7 @@ impl<'m> Weight<'m> {
     pub fn stored(&self) -> Stored<'m> {
         Stored {
             tensor: self.tensor,
-            name: self.tensor.name(),
+            name: self.name,
             scope: self.scope,
             reader: self.reader,
             position: self.position,
@@ -386,6 +390,7 @@ fn end_of_integer_product<'m>(
 /// A weight, followed to its initializer.
 struct Resolved<'m> {
     tensor: &'m TensorProto,
+    name: &'m str,
     scope: ScopeId,
     reader: NodeId,
     position: usize,
@@ -397,96 +402,122 @@ struct Resolved<'m> {
     encoding: Option<Encoding<'m>>,
 }
 
-/// Follows input `position` of `id` up to an initializer, through operators that keep it a weight.
+/// Follows input `position` of `id` up to a constant, through operators that keep it a weight.
 fn resolve<'m>(index: &Index<'m>, id: NodeId, position: usize) -> Option<Resolved<'m>> {
     let (mut reader, mut position) = (id, position);
-    let mut transposed = false;
-    let mut via = Vec::new();
-    let mut dequantizer: Option<NodeId> = None;
-    let mut opaque: Option<String> = None;
-    // What a Reshape makes of it, where its target is constant.
-    let mut reshaped: Option<[u64; 2]> = None;
+    let mut way = Way::default();
     for _ in 0..MAX_CHAIN {
         let name = index.node(reader)?.input.get(position)?;
-        match index.origin(reader.scope, name) {
+        let constant = |tensor, scope| Stored {
+            tensor,
+            name,
+            scope,
+            reader,
+            position,
+            uses: 0,
+        };
+        let id = match index.origin(reader.scope, name) {
             Origin::Initializer { scope, tensor } => {
-                let stored = match tensor.dims.as_slice() {
-                    [rows, columns] => [u64::try_from(*rows).ok()?, u64::try_from(*columns).ok()?],
-                    _ => [0, 0],
-                };
-                let [rows, columns] = reshaped.unwrap_or(stored);
-                let plain = reshaped.is_none() && tensor.dims.len() == 2;
-                let (k, n, axis) = match transposed {
-                    false => (rows, columns, 0),
-                    true => (columns, rows, 1),
-                };
-                let encoding = match (opaque, dequantizer) {
-                    (Some(reason), _) => Some(Encoding::Opaque(reason)),
-                    (None, Some(id)) => Some(dequantized(index, id, tensor)),
-                    (None, None) => None,
-                };
-                return Some(Resolved {
-                    tensor,
-                    scope,
-                    reader,
-                    position,
-                    via,
-                    k,
-                    n,
-                    input_axis: plain.then_some(axis),
-                    encoding,
-                });
+                return way.end(index, constant(tensor, scope));
             }
-            Origin::Node { id, .. } => {
-                let node = index.node(id)?;
-                match node.op_type() {
-                    "Identity" => {}
-                    "Transpose" => {
-                        let permutation = attribute(node, "perm").map(|perm| perm.ints.as_slice());
-                        let swaps = match permutation {
-                            None | Some([1, 0]) => true,
-                            Some([0, 1]) => false,
-                            _ => return None,
-                        };
-                        transposed ^= swaps;
-                        if swaps && dequantizer.is_some() {
-                            opaque = Some("Transpose before DequantizeLinear".to_owned());
-                        }
-                    }
-                    op @ "Cast" => {
-                        via.push(op);
-                        if dequantizer.is_some() {
-                            opaque = Some("Cast before DequantizeLinear".to_owned());
-                        }
-                    }
-                    op @ "DequantizeLinear" => {
-                        via.push(op);
-                        dequantizer = Some(id);
-                    }
-                    op @ "Reshape" => {
-                        via.push(op);
-                        opaque = Some("Reshape between the stored weight and its use".to_owned());
-                        if reshaped.is_none() {
-                            let target = node
-                                .input
-                                .get(1)
-                                .and_then(|shape| index.constant_ints(id.scope, shape));
-                            reshaped = target.and_then(|target| match target.as_slice() {
-                                &[rows, columns] => {
-                                    Some([rows.try_into().ok()?, columns.try_into().ok()?])
-                                }
-                                _ => None,
-                            });
-                        }
-                    }
-                    _ => return None,
-                }
-                (reader, position) = (id, 0);
-            }
+            Origin::Node { id, .. } => id,
             Origin::GraphInput | Origin::Unknown => return None,
+        };
+        let node = index.node(id)?;
+        if node.op_type() == "Constant" {
+            let tensor = attribute(node, "value")?.t.as_deref()?;
+            return way.end(index, constant(tensor, id.scope));
         }
+        way.pass(index, id, node)?;
+        (reader, position) = (id, 0);
     }
     None
+}
+
+/// What operators between a product and its stored weight do to it, from the product upwards.
+#[derive(Default)]
+struct Way<'m> {
+    transposed: bool,
+    via: Vec<&'m str>,
+    dequantizer: Option<NodeId>,
+    /// What is not understood about it.
+    opaque: Option<String>,
+    /// What the last `Reshape` makes of it, where its target is constant.
+    reshaped: Option<[u64; 2]>,
+}
+
+impl<'m> Way<'m> {
+    /// Passes `node`; `None` where that makes something else of a weight.
+    fn pass(&mut self, index: &Index<'m>, id: NodeId, node: &'m NodeProto) -> Option<()> {
+        match node.op_type() {
+            "Identity" => {}
+            "Transpose" => {
+                let permutation = attribute(node, "perm").map(|perm| perm.ints.as_slice());
+                let swaps = match permutation {
+                    None | Some([1, 0]) => true,
+                    Some([0, 1]) => false,
+                    _ => return None,
+                };
+                self.transposed ^= swaps;
+                if swaps && self.dequantizer.is_some() {
+                    self.opaque = Some("Transpose before DequantizeLinear".to_owned());
+                }
+            }
+            op @ "Cast" => {
+                self.via.push(op);
+                if self.dequantizer.is_some() {
+                    self.opaque = Some("Cast before DequantizeLinear".to_owned());
+                }
+            }
+            op @ "DequantizeLinear" => {
+                self.via.push(op);
+                self.dequantizer = Some(id);
+            }
+            op @ "Reshape" => {
+                self.via.push(op);
+                self.opaque = Some("Reshape between the stored weight and its use".to_owned());
+                let shape = node.input.get(1);
+                let target = shape.and_then(|shape| index.constant_ints(id.scope, shape));
+                if let (None, Some(&[rows, columns])) = (self.reshaped, target.as_deref()) {
+                    self.reshaped = Some([rows.try_into().ok()?, columns.try_into().ok()?]);
+                }
+            }
+            _ => return None,
+        }
+        Some(())
+    }
+
+    fn end(self, index: &Index<'m>, constant: Stored<'m>) -> Option<Resolved<'m>> {
+        let tensor = constant.tensor;
+        let stored = match tensor.dims.as_slice() {
+            &[rows, columns] => [rows.try_into().ok()?, columns.try_into().ok()?],
+            // `MatMulNBits` holds [N, blocks, bytes]: its sizes come from attributes.
+            _ => [0, 0],
+        };
+        let [rows, columns] = self.reshaped.unwrap_or(stored);
+        let plain = self.reshaped.is_none() && tensor.dims.len() == 2;
+        let (k, n, axis) = match self.transposed {
+            false => (rows, columns, 0),
+            true => (columns, rows, 1),
+        };
+        let encoding = match (self.opaque, self.dequantizer) {
+            (Some(reason), _) => Some(Encoding::Opaque(reason)),
+            (None, Some(id)) => Some(dequantized(index, id, tensor)),
+            (None, None) => None,
+        };
+        Some(Resolved {
+            tensor,
+            name: constant.name,
+            scope: constant.scope,
+            reader: constant.reader,
+            position: constant.position,
+            via: self.via,
+            k,
+            n,
+            input_axis: plain.then_some(axis),
+            encoding,
+        })
+    }
 }
 
 fn dequantized<'m>(index: &Index<'m>, id: NodeId, tensor: &TensorProto) -> Encoding<'m> {

@@ -156,7 +156,7 @@ pub fn survey<'m>(index: &Index<'m>, role: Option<Tower>) -> Survey<'m> {
                 continue;
             }
         };
-        let key = (site.down.weight.scope, site.down.weight.tensor.name());
+        let key = (site.down.weight.scope, site.down.weight.name);
         if let Some(mlp) = by_weight.get_mut(&key) {
             mlp.sites.push(site);
             continue;
@@ -431,6 +431,13 @@ fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'
             continue;
         }
         let activation = ACTIVATIONS.contains(&op);
+        if let Some(op) = op.strip_prefix("QLinear") {
+            // Elementwise, on integers: the hidden activation has no form in floating point.
+            way.activated |= ACTIVATIONS.contains(&op);
+            way.block(|| format!("QLinear{op} '{}' computes in integers", node.name()));
+            waiting.extend(node.input.iter().map(|input| (id.scope, input.as_str())));
+            continue;
+        }
         if !activation && !ELEMENTWISE.contains(&op) {
             way.activated |= ACTIVATION_NAME
                 .as_ref()
@@ -601,6 +608,7 @@ fn unwrapped<'m>(index: &Index<'m>, scope: ScopeId, name: &'m str) -> (ScopeId, 
 const AFTER_DOWN: &[&str] = &[
     "Cast",
     "Reshape",
+    "Transpose",
     "Identity",
     "Dropout",
     "Mul",
@@ -667,7 +675,7 @@ static VISION: LazyLock<Option<Regex>> =
 fn names<'a>(node: &'a NodeProto, down: Option<&'a Linear<'_>>) -> Vec<&'a str> {
     let mut names = vec![node.name()];
     names.extend(node.metadata_props.iter().map(|entry| entry.value()));
-    names.extend(down.map(|down| down.weight.tensor.name()));
+    names.extend(down.map(|down| down.weight.name));
     names.extend(node.output.iter().map(String::as_str));
     names
 }

@@ -11,13 +11,16 @@
 //! Promised: nothing here changes a file, and a graph that is not understood is left out or refused
 //! by name, never guessed at.
 
+mod branch;
 mod bypass;
+mod element_type;
 mod encoding;
 mod error;
 mod index;
 mod linear;
 pub mod mlp;
 mod patch;
+mod rename;
 pub mod session;
 
 pub use bypass::{Bias, Rounding, Up};

@@ -19,14 +19,18 @@
 //! gathered first and summed in float32, so float16 sums do not overflow; gates of 1 leave every
 //! value bit-identical.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 
-use super::index::{NodeId, ScopeId};
+use super::branch::{self, Branch};
+use super::element_type;
+use super::index::{Index, NodeId, ScopeId};
+use super::rename::{names, rename};
 use super::{Error, Mlp};
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto, TypeProto,
-    ValueInfoProto, attribute_proto::AttributeType, tensor_shape_proto::Dimension, type_proto,
+    AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
+    TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
+    tensor_shape_proto::Dimension, type_proto,
 };
 use crate::onnx::{DataType, ModelFile};
 
@@ -73,100 +77,171 @@ pub enum Outputs {
 
 /// A change to a graph, as data.
 pub struct Patch {
+    /// By layer, ascending.
     taps: Vec<Tap>,
     outputs: Outputs,
     opset: i64,
+    /// The branch that takes the place of its `If`.
+    branch: Option<Branch>,
 }
 
+/// What is done for one layer.
 struct Tap {
     layer: usize,
-    node: NodeId,
+    d_ff: i64,
+    /// Every place where `h` is read; more than one where a weight is used twice, or in two branches.
+    places: Vec<Place>,
+}
+
+/// A place where `h` is read.
+struct Place {
+    scope: ScopeId,
+    /// Position of the reader among the nodes of that graph.
+    node: usize,
     input_position: usize,
     hidden: String,
-    d_ff: i64,
-    /// Type of the hidden activation, where the weight's tells it: they are multiplied as they are.
+    /// Type of the hidden activation, where it is known: they are multiplied as they are.
     data_type: Option<DataType>,
+    /// Axes behind the channels: 0 for `[.., d_ff]`, 2 for a `Conv`'s `[B, d_ff, H, W]`.
+    trailing_axes: usize,
 }
 
 impl Patch {
     /// Plans the patch of `model` at `mlps`.
     ///
+    /// In a file that merges two decoders in one `If`, sums and hidden activations are those of the
+    /// branch for a prompt, which takes the place of the `If`; the model's own outputs keep both
+    /// branches, and both are gated.
+    ///
     /// # Errors
-    /// An MLP without a layer number, one that does not stand in the main graph, or two of the same
-    /// layer.
+    /// An MLP without a layer number, two of the same layer in one graph, or one whose activation
+    /// cannot be reached; a model whose operators are too old, or whose inputs have reserved names.
     pub fn plan(model: &ModelFile, mlps: &[&Mlp<'_>], outputs: Outputs) -> Result<Patch, Error> {
-        let mut layers = HashSet::new();
-        let mut taps = Vec::with_capacity(mlps.len());
-        for mlp in mlps {
-            let down = mlp.down();
-            let fail = |layer: Option<usize>, reason: &str| Error::Instrument {
-                path: model.path().to_owned(),
-                layer: layer.unwrap_or_default(),
-                node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
-                reason: reason.to_owned(),
-            };
-            let layer = mlp
-                .layer
-                .ok_or_else(|| fail(None, "no name tells its layer"))?;
-            if !layers.insert(layer) {
-                return Err(fail(Some(layer), "another MLP has the same layer"));
-            }
-            let [site] = mlp.sites.as_slice() else {
-                return Err(fail(
-                    Some(layer),
-                    "its weight is used at more than one place",
-                ));
-            };
-            if site.down.id.scope != ScopeId::MAIN {
-                return Err(fail(Some(layer), "it stands in a subgraph"));
-            }
-            let data_type = model.data_type(down.weight.tensor)?;
-            // A cast or a dequantization in between, or a quantized product, leaves it open.
-            let known = data_type.is_scalable_float() && down.weight.via.is_empty();
-            let data_type = known.then_some(data_type);
-            if data_type.is_none() && model.opset() < CAST_LIKE {
-                return Err(fail(Some(layer), "the type of its activation is not known"));
-            }
-            taps.push(Tap {
-                layer,
-                node: site.down.id,
-                input_position: site.down.input_position,
-                hidden: site.down.input.to_owned(),
-                d_ff: i64::try_from(mlp.d_ff).map_err(|_| fail(Some(layer), "d_ff over 2^63"))?,
-                data_type,
-            });
-        }
-        Ok(Patch {
-            taps,
+        let mut patch = Patch {
+            taps: Vec::new(),
             outputs,
             opset: model.opset(),
-        })
+            branch: None,
+        };
+        let index = Index::new(model.graph());
+        let mut taps: BTreeMap<usize, Tap> = BTreeMap::new();
+        for mlp in mlps {
+            let fail = |reason: String| Error::Instrument {
+                path: model.path().to_owned(),
+                layer: mlp.layer,
+                node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
+                reason,
+            };
+            patch.check(model).map_err(fail)?;
+            let layer = mlp
+                .layer
+                .ok_or_else(|| fail("no name tells its layer".into()))?;
+            let d_ff = i64::try_from(mlp.d_ff).map_err(|_| fail("d_ff over 2^63".into()))?;
+            let places = patch.places(&index, mlp).map_err(fail)?;
+            let tap = taps.entry(layer).or_insert_with(|| Tap {
+                layer,
+                d_ff,
+                places: Vec::new(),
+            });
+            // Copies of one layer stand in different branches.
+            let together = |place: &Place| tap.places.iter().any(|p| p.scope == place.scope);
+            if tap.d_ff != d_ff || places.iter().any(together) {
+                return Err(fail("another MLP has the same layer".into()));
+            }
+            tap.places.extend(places);
+            if outputs == Outputs::Hidden && tap.places.len() > 1 {
+                return Err(fail("its weight is used at more than one place".into()));
+            }
+        }
+        patch.taps = taps.into_values().collect();
+        if let Some(tap) = patch.taps.iter().find(|tap| tap.places.is_empty()) {
+            return Err(Error::Instrument {
+                path: model.path().to_owned(),
+                layer: Some(tap.layer),
+                node: String::new(),
+                reason: "it stands only in the branch that a prompt does not take".into(),
+            });
+        }
+        Ok(patch)
+    }
+
+    fn check(&self, model: &ModelFile) -> Result<(), String> {
+        if self.opset < NON_ZERO {
+            return Err(format!(
+                "expected operators of opset {NON_ZERO} or newer, found opset {}",
+                self.opset
+            ));
+        }
+        let ports = model.graph().input.iter().chain(&model.graph().output);
+        let mut names = ports.map(ValueInfoProto::name);
+        match names.find(|name| *name == ANSWER_MASK || name.starts_with(RESERVED)) {
+            Some(name) => Err(format!("the model has an input or output '{name}' already")),
+            None => Ok(()),
+        }
+    }
+
+    /// The places of `mlp` that the patch changes. Finds the branch to take.
+    fn places(&mut self, index: &Index<'_>, mlp: &Mlp<'_>) -> Result<Vec<Place>, String> {
+        let mut places = Vec::new();
+        for site in &mlp.sites {
+            let scope = site.hidden.reader.scope;
+            if scope != ScopeId::MAIN && self.outputs != Outputs::Model {
+                let branch = Branch::of_prompt(index, scope)?;
+                if *self.branch.get_or_insert(branch) != branch {
+                    return Err("it stands in a branch of another If than other layers".into());
+                }
+                if branch.scope != scope {
+                    continue;
+                }
+            }
+            let data_type = element_type::of_hidden(index, site);
+            if data_type.is_none() && self.opset < CAST_LIKE {
+                return Err("the type of its activation is not known".into());
+            }
+            let rank = site.down.weight.tensor.dims.len();
+            places.push(Place {
+                scope,
+                node: site.hidden.reader.index,
+                input_position: site.hidden.position,
+                hidden: site.hidden.name.to_owned(),
+                data_type,
+                trailing_axes: match site.down.op {
+                    "Conv" => rank.saturating_sub(2),
+                    _ => 0,
+                },
+            });
+        }
+        Ok(places)
     }
 
     /// The tapped layers with their `d_ff`, in ascending order.
     pub fn layers(&self) -> Vec<(usize, usize)> {
-        let mut layers: Vec<_> = self
-            .taps
-            .iter()
-            .filter_map(|tap| Some((tap.layer, usize::try_from(tap.d_ff).ok()?)))
-            .collect();
-        layers.sort_unstable();
+        let layers = self.taps.iter();
         layers
+            .filter_map(|tap| Some((tap.layer, usize::try_from(tap.d_ff).ok()?)))
+            .collect()
     }
 
     /// The patched model. Weights are shared with `model`, not copied.
     pub fn apply(&self, model: &ModelFile) -> ModelProto {
         let mut proto = model.proto().clone();
-        if let Some(graph) = &mut proto.graph {
-            self.apply_to(graph);
-        }
+        let mut graph = model.graph().clone();
+        self.apply_to(&mut graph);
+        proto.graph = Some(graph);
+        // Older versions want every initializer among the inputs as well.
+        let version = proto.ir_version.unwrap_or_default();
+        proto.ir_version = Some(version.max(FREE_INITIALIZERS));
         proto
     }
 
     fn apply_to(&self, graph: &mut GraphProto) {
-        let taps: HashMap<usize, &Tap> =
-            self.taps.iter().map(|tap| (tap.node.index, tap)).collect();
-        let mut nodes = Vec::with_capacity(graph.node.len() + 12 * self.taps.len() + 4);
+        // A model that was weakened by a `Mul` holds values with names like ours.
+        let reserved = names(graph)
+            .into_iter()
+            .filter(|name| name.starts_with(RESERVED));
+        let renamed = reserved.map(|name| (name.clone(), format!("model.{name}")));
+        rename(graph, &renamed.collect());
+        let mut added = Vec::new();
         if matches!(self.outputs, Outputs::Sums(_)) {
             graph
                 .input
@@ -174,7 +249,7 @@ impl Patch {
             graph.initializer.push(int64s("kvw.flat", &[-1]));
             graph.initializer.push(int64s("kvw.column", &[-1, 1]));
             graph.initializer.push(int64s("kvw.first_axis", &[0]));
-            nodes.extend([
+            added.extend([
                 node("Reshape", &[ANSWER_MASK, "kvw.flat"], "kvw.mask"),
                 node("NonZero", &["kvw.mask"], "kvw.rows.nonzero"),
                 node("Reshape", &["kvw.rows.nonzero", "kvw.flat"], "kvw.rows"),
@@ -186,34 +261,65 @@ impl Patch {
                 ),
             ]);
         }
-        for (index, mut original) in std::mem::take(&mut graph.node).into_iter().enumerate() {
-            if let Some(tap) = taps.get(&index) {
-                let gated = self.add_tap(graph, &mut nodes, tap);
-                if let Some(input) = original.input.get_mut(tap.input_position) {
-                    *input = gated;
-                }
+        let mut rebuilt = Rebuilt {
+            patch: self,
+            places: HashMap::new(),
+            taken: match self.branch {
+                Some(_) => defined(graph),
+                None => HashSet::new(),
+            },
+            next: ScopeId::MAIN,
+            initializer: Vec::new(),
+            sparse_initializer: Vec::new(),
+        };
+        for tap in &self.taps {
+            for (number, place) in tap.places.iter().enumerate() {
+                let at = (place.scope, place.node);
+                rebuilt.places.insert(at, (tap, number, place));
             }
-            nodes.push(original);
+            let gate = value_info(&gate_name(tap.layer), DataType::FLOAT, &[Some(tap.d_ff)]);
+            graph.input.push(gate);
         }
-        graph.node = nodes;
+        rebuilt.graph(graph);
+        graph.initializer.append(&mut rebuilt.initializer);
+        graph
+            .sparse_initializer
+            .append(&mut rebuilt.sparse_initializer);
+        added.append(&mut graph.node);
+        graph.node = added;
+        if let Outputs::Sums(_) = self.outputs {
+            let several = self.taps.iter().filter(|tap| tap.places.len() > 1);
+            graph.node.extend(several.map(|tap| {
+                let parts = (0..tap.places.len()).map(|number| tap.name(number, "partial_sum"));
+                let parts: Vec<String> = parts.collect();
+                let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+                node("Sum", &parts, &sum_name(tap.layer))
+            }));
+        }
         if self.outputs != Outputs::Model {
             graph.output = self.added_outputs();
         }
         drop_unneeded(graph);
     }
 
-    /// Adds what one layer needs; returns the name of the gated activation.
-    fn add_tap(&self, graph: &mut GraphProto, nodes: &mut Vec<NodeProto>, tap: &Tap) -> String {
-        let prefix = format!("kvw.layers.{}", tap.layer);
-        let name = |suffix: &str| format!("{prefix}.{suffix}");
+    /// Adds what one place needs; returns the name of the gated activation.
+    fn add_tap(
+        &self,
+        tap: &Tap,
+        number: usize,
+        place: &Place,
+        initializer: &mut Vec<TensorProto>,
+        nodes: &mut Vec<NodeProto>,
+    ) -> String {
+        let name = |suffix: &str| tap.name(number, suffix);
+        let hidden = place.hidden.as_str();
         match self.outputs {
             Outputs::Sums(moment) => {
-                graph
-                    .initializer
-                    .push(int64s(&name("rows_shape"), &[-1, tap.d_ff]));
+                let rows = self.channels_last(tap, number, place, nodes);
+                initializer.push(int64s(&name("rows_shape"), &[-1, tap.d_ff]));
                 nodes.push(node(
                     "Reshape",
-                    &[&tap.hidden, &name("rows_shape")],
+                    &[&rows, &name("rows_shape")],
                     &name("all_rows"),
                 ));
                 nodes.push(node(
@@ -235,36 +341,74 @@ impl Patch {
                     &[&name("moment"), "kvw.weights"],
                     &name("weighted"),
                 ));
-                nodes.push(self.reduce_sum(&name("weighted"), &sum_name(tap.layer)));
+                let sum = match tap.places.len() {
+                    1 => sum_name(tap.layer),
+                    _ => name("partial_sum"),
+                };
+                nodes.push(self.reduce_sum(&name("weighted"), &sum));
             }
             Outputs::Hidden => {
-                nodes.push(cast(&tap.hidden, &hidden_name(tap.layer), DataType::FLOAT));
+                let rows = self.channels_last(tap, number, place, nodes);
+                nodes.push(cast(&rows, &hidden_name(tap.layer), DataType::FLOAT));
             }
             Outputs::Model => {}
         }
-        graph.input.push(value_info(
-            &gate_name(tap.layer),
-            DataType::FLOAT,
-            &[Some(tap.d_ff)],
-        ));
+        let mut gate = gate_name(tap.layer);
+        if place.trailing_axes > 0 {
+            let mut shape = vec![1; place.trailing_axes + 1];
+            if let Some(channels) = shape.first_mut() {
+                *channels = tap.d_ff;
+            }
+            initializer.push(int64s(&name("gate_shape"), &shape));
+            nodes.push(node(
+                "Reshape",
+                &[&gate, &name("gate_shape")],
+                &name("gate_column"),
+            ));
+            gate = name("gate_column");
+        }
         let gated = name("gated");
-        if tap.data_type == Some(DataType::FLOAT) {
-            nodes.push(node("Mul", &[&tap.hidden, &gate_name(tap.layer)], &gated));
+        if place.data_type == Some(DataType::FLOAT) {
+            nodes.push(node("Mul", &[hidden, &gate], &gated));
         } else {
             // The gate stays float32: rounded to float16 it would lose small gates, and the product
             // would be rounded twice.
-            nodes.push(cast(&tap.hidden, &name("hidden_float"), DataType::FLOAT));
+            nodes.push(cast(hidden, &name("hidden_float"), DataType::FLOAT));
             nodes.push(node(
                 "Mul",
-                &[&name("hidden_float"), &gate_name(tap.layer)],
+                &[&name("hidden_float"), &gate],
                 &name("gated_float"),
             ));
-            nodes.push(match tap.data_type {
+            nodes.push(match place.data_type {
                 Some(data_type) => cast(&name("gated_float"), &gated, data_type),
-                None => node("CastLike", &[&name("gated_float"), &tap.hidden], &gated),
+                None => node("CastLike", &[&name("gated_float"), hidden], &gated),
             });
         }
         gated
+    }
+
+    /// The name of `h` with its channels last.
+    fn channels_last(
+        &self,
+        tap: &Tap,
+        number: usize,
+        place: &Place,
+        nodes: &mut Vec<NodeProto>,
+    ) -> String {
+        if place.trailing_axes == 0 {
+            return place.hidden.clone();
+        }
+        let name = tap.name(number, "channels_last");
+        let mut transpose = node("Transpose", &[&place.hidden], &name);
+        let axes = (2..=place.trailing_axes + 1).filter_map(|axis| i64::try_from(axis).ok());
+        transpose.attribute.push(AttributeProto {
+            name: Some("perm".into()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: [0].into_iter().chain(axes).chain([1]).collect(),
+            ..Default::default()
+        });
+        nodes.push(transpose);
+        name
     }
 
     /// The sum over axis 0; `axes` moved from an attribute to an input with opset 13.
@@ -286,9 +430,8 @@ impl Patch {
     }
 
     fn added_outputs(&self) -> Vec<ValueInfoProto> {
-        let mut taps: Vec<_> = self.taps.iter().collect();
-        taps.sort_by_key(|tap| tap.layer);
-        taps.into_iter()
+        self.taps
+            .iter()
             .map(|tap| match self.outputs {
                 Outputs::Hidden => ValueInfoProto {
                     name: Some(hidden_name(tap.layer)),
@@ -301,24 +444,114 @@ impl Patch {
     }
 }
 
+impl Tap {
+    /// The name of a value that is added at the place `number`.
+    fn name(&self, number: usize, suffix: &str) -> String {
+        match number {
+            0 => format!("kvw.layers.{}.{suffix}", self.layer),
+            _ => format!("kvw.layers.{}.{number}.{suffix}", self.layer),
+        }
+    }
+}
+
+/// The graphs of a model while taps are put into them.
+struct Rebuilt<'p> {
+    patch: &'p Patch,
+    /// By graph and reader: the tap, the number of the place, the place.
+    places: HashMap<(ScopeId, usize), (&'p Tap, usize, &'p Place)>,
+    /// Names of the main graph, where a branch will be unfolded into it.
+    taken: HashSet<String>,
+    /// The graph that is entered next.
+    next: ScopeId,
+    /// What goes to the main graph.
+    initializer: Vec<TensorProto>,
+    sparse_initializer: Vec<SparseTensorProto>,
+}
+
+impl Rebuilt<'_> {
+    /// Puts the taps into `graph` and its subgraphs, which are numbered as by [`Index::new`].
+    fn graph(&mut self, graph: &mut GraphProto) {
+        let scope = self.next;
+        self.next = scope.next();
+        let mut nodes = Vec::with_capacity(graph.node.len());
+        for (position, mut original) in std::mem::take(&mut graph.node).into_iter().enumerate() {
+            for attribute in &mut original.attribute {
+                let inner = attribute.g.as_deref_mut().into_iter();
+                inner
+                    .chain(&mut attribute.graphs)
+                    .for_each(|inner| self.graph(inner));
+            }
+            if let Some(&(tap, number, place)) = self.places.get(&(scope, position)) {
+                let patch = self.patch;
+                let gated = patch.add_tap(tap, number, place, &mut self.initializer, &mut nodes);
+                if let Some(input) = original.input.get_mut(place.input_position) {
+                    *input = gated;
+                }
+            }
+            let id = NodeId {
+                scope,
+                index: position,
+            };
+            match self.patch.branch {
+                Some(branch) if branch.owner == id => self.unfold(original, &mut nodes),
+                _ => nodes.push(original),
+            }
+        }
+        graph.node = nodes;
+    }
+
+    /// Puts the nodes of a branch in the place of `owner`.
+    fn unfold(&mut self, mut owner: NodeProto, nodes: &mut Vec<NodeProto>) {
+        let chosen = owner
+            .attribute
+            .iter_mut()
+            .find(|a| a.name() == branch::ELSE);
+        if let Some(mut inner) = chosen.and_then(|attribute| attribute.g.take()) {
+            branch::unfold(&owner, &mut inner, &self.taken);
+            nodes.append(&mut inner.node);
+            self.initializer.append(&mut inner.initializer);
+            self.sparse_initializer
+                .append(&mut inner.sparse_initializer);
+        }
+    }
+}
+
 impl std::fmt::Display for Patch {
     /// What the patch does, a line per layer: for logs and tests.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for tap in &self.taps {
-            writeln!(
-                f,
-                "layer {}: {:?} of '{}' [{}], gate before node {}",
-                tap.layer, self.outputs, tap.hidden, tap.d_ff, tap.node.index
-            )?;
+            for place in &tap.places {
+                writeln!(
+                    f,
+                    "layer {}: {:?} of '{}' [{}], gate before node {}",
+                    tap.layer, self.outputs, place.hidden, tap.d_ff, place.node
+                )?;
+            }
         }
         Ok(())
     }
 }
 
-/// The first opset with `CastLike`.
-const CAST_LIKE: i64 = 15;
+/// The names that `graph` itself defines.
+fn defined(graph: &GraphProto) -> HashSet<String> {
+    let inputs = graph.input.iter().map(|input| input.name());
+    let tensors = graph.initializer.iter().map(|tensor| tensor.name());
+    let outputs = graph.node.iter().flat_map(|node| &node.output);
+    let names = inputs.chain(tensors).chain(outputs.map(String::as_str));
+    names.map(str::to_owned).collect()
+}
 
-fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
+/// The first opsets with `CastLike` and with `NonZero`.
+const CAST_LIKE: i64 = 15;
+const NON_ZERO: i64 = 9;
+
+/// The first IR version in which an initializer need not be an input as well.
+const FREE_INITIALIZERS: i64 = 4;
+
+/// How the names of what is added begin.
+const RESERVED: &str = "kvw.";
+
+pub(super) fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: Some(op_type.into()),
         name: Some(format!("{output}/{op_type}")),
