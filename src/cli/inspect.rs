@@ -41,6 +41,10 @@ fn human(inspection: &Inspection) -> String {
             [] => text += "  no MLPs\n",
             _ => text += &mlps(file),
         }
+        for refused in &file.refused {
+            let (op, node, reason) = (&refused.op, &refused.node, &refused.reason);
+            text += &format!("  refused: {op} '{node}': {reason}\n");
+        }
         for warning in &file.warnings {
             text += &format!("  warning: {warning}\n");
         }

@@ -11,8 +11,8 @@ use super::Error;
 use super::form::{Cost, EditForm, FormChoice, Subject, choose};
 use super::rewrite::Surgeon;
 use crate::bundle::{Bundle, Layout, OnnxFile, Role};
-use crate::graph::mlp::{find, number_by_order};
-use crate::graph::{Gating, Index, Mlp, Tower};
+use crate::graph::mlp::{find, number_by_order, survey};
+use crate::graph::{Gating, Index, Mlp, Refused, Tower};
 use crate::onnx::{Limits, ModelFile};
 
 /// A model folder, looked into.
@@ -37,6 +37,8 @@ pub struct FileReport {
     pub variant: String,
     /// Its distinct MLPs, in the graph's order.
     pub mlps: Vec<MlpReport>,
+    /// What looks like an MLP, or may hide one, and is not understood.
+    pub refused: Vec<Refused>,
     /// What is odd about the file, and would stop an edit.
     pub warnings: Vec<String>,
 }
@@ -146,6 +148,7 @@ fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
         role: file.role,
         variant: file.variant.clone(),
         mlps,
+        refused: survey(&index, None).refused,
         warnings,
     })
 }
