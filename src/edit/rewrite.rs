@@ -56,6 +56,9 @@ pub(super) enum Fault {
         "expected a file of less than 2 GiB (protobuf's limit) after the change, found {0} bytes"
     )]
     TooLarge(u64),
+    /// The graph is spread over functions of the model's own.
+    #[error("expected all nodes in the graph itself, found some in the model's own functions")]
+    Functions,
     /// A part of the graph that the file does not show as such: in a function, for example.
     #[error("expected '{0}' in the main graph or a subgraph of the file, found it elsewhere")]
     Elsewhere(String),
@@ -76,6 +79,10 @@ pub(super) struct Surgeon<'a, 'm> {
 
 impl<'a, 'm> Surgeon<'a, 'm> {
     pub(super) fn new(model: &'m ModelFile, index: &'a Index<'m>) -> Result<Self, Fault> {
+        // Its nodes are not where `index` counts them.
+        if model.has_inlined_functions() {
+            return Err(Fault::Functions);
+        }
         Ok(Surgeon {
             model,
             index,
