@@ -78,6 +78,7 @@ pub const FAMILIES: &[(&str, Constructor)] = &[
     ("phi3_v", phi3_v::open),
     ("qwen2_5_vl", qwen2_vl::open),
     ("qwen2_vl", qwen2_vl::open),
+    ("qwen3_vl", qwen2_vl::open),
     ("smolvlm", idefics3::open),
 ];
 

@@ -1,6 +1,7 @@
-//! Qwen2-VL and Qwen2.5-VL, which prepare still images alike. Source: transformers 4.57,
-//! `models/qwen2_vl/{processing,image_processing,image_processing…_fast,modeling}_qwen2_vl.py` and
-//! `models/qwen2_5_vl/{processing,modeling}_qwen2_5_vl.py`.
+//! Qwen2-VL, Qwen2.5-VL and Qwen3-VL, which prepare still images alike; patch sizes, means and deviations
+//! are in their settings. Source: transformers 4.57,
+//! `models/qwen2_vl/{processing,image_processing,image_processing…_fast,modeling}_qwen2_vl.py`,
+//! `models/qwen2_5_vl/{processing,modeling}_qwen2_5_vl.py`, `models/qwen3_vl/{processing,modeling}_qwen3_vl.py`.
 
 use ndarray::Array2;
 
@@ -20,7 +21,7 @@ const MAX_PATCH_SIDE: usize = 256;
 /// The most pixels that a configuration may ask an image to be resized to.
 const MAX_RESIZED_PIXELS: usize = 1 << 26;
 
-/// Reads a Qwen2-VL or Qwen2.5-VL folder's configuration.
+/// Reads a Qwen-VL folder's configuration.
 ///
 /// # Errors
 /// [`Error`], naming the file and the field.
