@@ -21,7 +21,9 @@ use kvw::dataset::{Sample, read_jsonl};
 use kvw::graph::{Moment, Outputs};
 use kvw::kvw::{Forward, Gates, LayerRange};
 use kvw::pipeline::Model;
-use kvw::preprocess::{Form, PositionIds, Prepared, TensorValue, open_family};
+use kvw::preprocess::{
+    Form, ImageBackend, PositionIds, Prepared, TensorValue, open_family, open_family_with,
+};
 use kvw::runtime::{Collector, generate};
 use ndarray::Array1;
 use serde_json::Value;
@@ -102,7 +104,7 @@ fn hex(bytes: &[u8]) -> String {
 
 /// What the vision encoder is fed: every tensor of the processor, to the last bit.
 fn image_is(prepared: &Prepared, golden: &Value, context: &str) -> usize {
-    let expected = golden["image"].as_object().unwrap();
+    let expected = golden.as_object().unwrap();
     let Some(image) = &prepared.image else {
         assert!(expected.is_empty(), "{context}: no image");
         return 0;
@@ -198,10 +200,37 @@ fn every_input_is_the_one_that_transformers_makes() {
                     "{context}"
                 );
             }
-            tensors += image_is(&prepared, &golden, &context);
+            tensors += image_is(&prepared, &golden["image"], &context);
         }
         assert!(tensors >= 7, "{}", folder.display());
     }
+}
+
+/// transformers has a slow and a fast image processor, and AutoProcessor picks one by the settings' class.
+/// The other is followed to the last bit too.
+#[test]
+fn both_image_processors_are_followed() {
+    let mut checked = 0;
+    for folder in families() {
+        let goldens = goldens(&folder);
+        let picked = std::fs::read(folder.join("goldens.json")).unwrap();
+        let picked: Value = serde_json::from_slice(&picked).unwrap();
+        let Some(other) = picked["processors"][2].as_str() else {
+            continue;
+        };
+        let backend = match other.ends_with("Fast") {
+            true => ImageBackend::Torchvision,
+            false => ImageBackend::Pillow,
+        };
+        let family = open_family_with(&folder.join("model"), backend).unwrap();
+        for (sample, golden) in goldens.iter().filter(|(sample, _)| sample.image.is_some()) {
+            let context = format!("{}, {}, {other}", folder.display(), sample.id);
+            let prepared = family.prepare(sample, Form::Question).unwrap();
+            checked += image_is(&prepared, &golden["other_image"], &context);
+            assert_ne!(golden["image"], golden["other_image"], "{context}");
+        }
+    }
+    assert!(checked >= 49, "{checked}");
 }
 
 #[test]

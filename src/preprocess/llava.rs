@@ -11,7 +11,7 @@ use super::placeholder::Placeholder;
 use super::resize::{Filter, MAX_SIDE};
 use super::template::ChatTemplate;
 use super::tensors::NamedTensor;
-use super::{Error, Family, Form, ImageBackend, ImageInputs, ModelDir, Prepared};
+use super::{Error, Family, Form, ImageInputs, ModelDir, Prepared};
 use crate::dataset::{ImageSource, Sample};
 
 /// Reads a LLaVA folder's configuration.
@@ -170,15 +170,9 @@ impl Crop {
         })
     }
 
-    /// The two libraries put an odd pixel on different sides: numpy's floor, torchvision's Python `round`.
+    /// The crop from the middle; an odd pixel is left over at the end.
     fn middle<'a>(&self, image: &'a Array3<u8>) -> ArrayView3<'a, u8> {
-        let start = |length: usize, crop: usize| {
-            let margin = length.saturating_sub(crop);
-            match self.settings.backend() {
-                ImageBackend::Torchvision if margin % 4 == 3 => margin / 2 + 1,
-                _ => margin / 2,
-            }
-        };
+        let start = |length: usize, crop: usize| length.saturating_sub(crop) / 2;
         let (height, width, _) = image.dim();
         let (top, left) = (start(height, self.height), start(width, self.width));
         image.slice(s![

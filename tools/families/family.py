@@ -37,6 +37,7 @@ class Family:
     name = None  # the folder's
     text_only = True  # whether a prompt without an image is allowed
     image_inputs = ["pixel_values"]  # what the processor makes for the vision encoder
+    both_processors = False  # whether the goldens also have what the other of the slow and the fast image processor makes
     decoder_inputs = []  # what the decoder takes besides embeddings, mask and positions; int64 [B, T, …]
     vision_output = "image_features"  # any other name: an input of the decoder, and not put among the embeddings
     files = {"vision_encoder": "vision_encoder", "embed_tokens": "embed_tokens", "decoder": "decoder_model_merged"}
@@ -104,6 +105,10 @@ class Family:
         special = not (bos and text.startswith(bos))
         images = {"images": [image]} if image else {}
         return dict(processor(text=[text], add_special_tokens=special, return_tensors="pt", **images))
+
+    def convert(self, image):
+        """What a user of the processor has to do to an image before."""
+        return image
 
     def answer_tokens(self, recorder, answer, input_ids):
         """Indices of the tokens that cover a character of the answer, by the tokenizer's own offsets."""

@@ -77,6 +77,7 @@ class VisionEncoder(nn.Module):
 
 class Gemma3(Family):
     name = "gemma3"
+    both_processors = True
     decoder_inputs = ["token_type_ids"]
 
     def checkpoint(self):

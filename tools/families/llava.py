@@ -39,6 +39,7 @@ class VisionEncoder(nn.Module):
 
 class Llava(Family):
     name = "llava"
+    both_processors = True
 
     def checkpoint(self):
         tokenizer = sentencepiece_tokenizer(["<image>", "<pad>"], size=380)

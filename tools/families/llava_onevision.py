@@ -81,6 +81,7 @@ class VisionEncoder(nn.Module):
 
 class LlavaOnevision(Family):
     name = "llava_onevision"
+    both_processors = True
     image_inputs = ["pixel_values", "image_sizes"]
 
     def checkpoint(self):

@@ -9,8 +9,9 @@ tokenizer and processor, all of transformers' own classes, and its vision encode
 
   fixtures/families/samples.jsonl, images/   the samples, the same for all families
   fixtures/families/NAME/model/              the deployed folder, in transformers.js's layout
-  fixtures/families/NAME/goldens.json        per sample: ids, positions, answer tokens, sha256 of what the vision encoder is fed,
-                                             further decoder inputs, the greedy answer
+  fixtures/families/NAME/goldens.json        per sample: ids, positions, answer tokens, sha256 of what the vision encoder is fed
+                                             (by the image processor that AutoProcessor picks, and by the other of the slow
+                                             and the fast one), further decoder inputs, the greedy answer
   fixtures/families/NAME/coefficients.safetensors   per sample and layer: mean of |h| over the positions that predict an answer
                                              token, by hooks on the PyTorch model
 
@@ -31,6 +32,7 @@ import torch
 import transformers
 from PIL import Image
 from safetensors.numpy import save_file
+from transformers import AutoImageProcessor
 from transformers.image_utils import load_image
 
 from deployed import DeployedModel
@@ -134,6 +136,11 @@ def write_goldens(family, folder, model):
     processor = family.load_processor(folder / "model")
     print("processors:", type(processor).__name__, type(processor.image_processor).__name__)
     recorder = processor.tokenizer = Recorder(processor.tokenizer)
+    other = None
+    if family.both_processors:
+        fast = type(processor.image_processor).__name__.endswith("Fast")
+        other = AutoImageProcessor.from_pretrained(folder / "model", use_fast=not fast)
+        assert type(other).__name__.endswith("Fast") != fast
     hooks = Hooks(family, model)
     goldens, coefficients = [], {}
     for sample in read_samples():
@@ -157,6 +164,9 @@ def write_goldens(family, folder, model):
             coefficients[f"{sample['id']}.{layer}"] = mean.numpy()
         made = [name for name in family.image_inputs if name in inputs]
         golden["image"] = {name: digest(inputs[name], family.inexact.get(name)) for name in made}
+        if other and image:
+            inputs = other(images=[family.convert(image)], return_tensors="pt")
+            golden["other_image"] = {name: digest(inputs[name]) for name in family.image_inputs}
 
         inputs = family.encode(processor, sample, image, with_answer=False)
         golden["question"] = {"input_ids": inputs["input_ids"][0].tolist()}
@@ -170,6 +180,8 @@ def write_goldens(family, folder, model):
 
     versions = {name: sys.modules[name].__version__ for name in ("transformers", "torch", "torchvision", "PIL", "numpy")}
     processors = [type(processor).__name__, type(processor.image_processor).__name__]
+    if other:
+        processors.append(type(other).__name__)
     content = {"versions": versions, "processors": processors, "max_new_tokens": MAX_NEW_TOKENS, "samples": goldens}
     with open(folder / "goldens.json", "w") as file:
         json.dump(content, file, ensure_ascii=False, separators=(",", ":"))

@@ -28,6 +28,7 @@ class VisionEncoder(nn.Module):
 
 class PaliGemma(Family):
     name = "paligemma"
+    both_processors = True
     text_only = False
     decoder_inputs = ["token_type_ids"]
 
@@ -71,11 +72,13 @@ class PaliGemma(Family):
 
     def encode(self, processor, sample, image, with_answer):
         suffix = {"suffix": sample["answer"]} if with_answer else {}
-        # This processor takes images as they are, so its users convert them.
-        inputs = processor(text="<image>" + sample["question"], images=image.convert("RGB"), return_tensors="pt", **suffix)
-        inputs = dict(inputs)
+        images = self.convert(image)
+        inputs = dict(processor(text="<image>" + sample["question"], images=images, return_tensors="pt", **suffix))
         inputs.setdefault("token_type_ids", torch.zeros_like(inputs["input_ids"]))
         return inputs
+
+    def convert(self, image):
+        return image.convert("RGB")  # this processor takes images as they are
 
     def generation_inputs(self, inputs):
         return {name: value for name, value in inputs.items() if name != "token_type_ids"}

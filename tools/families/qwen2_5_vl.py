@@ -83,6 +83,7 @@ class VisionEncoder(nn.Module):
 
 class Qwen25Vl(Family):
     name = "qwen2_5_vl"
+    both_processors = True
     image_inputs = ["pixel_values", "image_grid_thw"]
 
     def checkpoint(self):

@@ -81,6 +81,7 @@ class VisionEncoder(nn.Module):
 class Qwen3Vl(Family):
     name = "qwen3_vl"
     image_inputs = ["pixel_values", "image_grid_thw"]
+    # Not `both_processors`: the slow one of 4.57.1 drops `size`, and AutoProcessor never picks it.
 
     def checkpoint(self):
         tokenizer = Qwen2TokenizerFast(
