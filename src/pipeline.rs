@@ -17,6 +17,7 @@ use ndarray::{Array1, Axis};
 use crate::bundle::{Bundle, OnnxFile, check_one_model};
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, ModelIdentity};
+use crate::eval::Agreement;
 use crate::graph::{Index, Mlp, Outputs, Tower};
 use crate::kvw::{self, Gates, LayerRange, Plan};
 use crate::onnx::{Limits, ModelFile};
@@ -34,6 +35,8 @@ pub enum Error {
     Dataset(#[from] crate::dataset::Error),
     #[error(transparent)]
     Edit(#[from] edit::Error),
+    #[error(transparent)]
+    Eval(#[from] crate::eval::Error),
     #[error(transparent)]
     Files(#[from] crate::files::Error),
     #[error(transparent)]
@@ -83,6 +86,7 @@ impl Error {
             Error::Bundle(error) => error.hint(),
             Error::Dataset(error) => error.hint(),
             Error::Edit(error) => error.hint(),
+            Error::Eval(error) => error.hint(),
             Error::Files(error) => error.hint(),
             Error::Graph(error) => error.hint(),
             Error::Kvw(error) => error.hint(),
@@ -375,34 +379,6 @@ fn check_range(layers: LayerRange, mlps: &[Mlp<'_>]) -> Result<(), kvw::Error> {
             })
         }
         _ => Ok(()),
-    }
-}
-
-/// How far two models' logits are apart.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
-pub struct Agreement {
-    /// Largest absolute difference of a logit.
-    pub max_difference: f64,
-    /// Largest absolute difference that the gates make to a logit: the gated model against itself with
-    /// gates of 1.
-    pub effect: f64,
-    /// Largest absolute logit of the gated model.
-    pub max_logit: f64,
-    /// Share of positions whose most likely token is the same.
-    pub same_argmax: f64,
-    /// Positions compared.
-    pub positions: usize,
-    /// What `max_difference / max_logit` may be, for the weights' type.
-    pub tolerance: f64,
-}
-
-impl Agreement {
-    /// Whether the two models are the same: within the rounding of the stored weights, and at least ten
-    /// times closer to each other than to the original. Without the second condition weak gates would
-    /// pass for any edit, none included.
-    pub fn holds(&self) -> bool {
-        self.max_difference <= self.tolerance * self.max_logit
-            && self.max_difference <= 0.1 * self.effect
     }
 }
 

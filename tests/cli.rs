@@ -116,7 +116,11 @@ fn json(command: &mut Command) -> Value {
         assert!(!object.contains_key(&key), "`{key}` is there twice");
         object.insert(key, value);
     }
-    assert_eq!(object["schema_version"], json!(1));
+    let version = match object["verb"].as_str() {
+        Some("demo" | "eval" | "unlearn") => 2,
+        _ => 1,
+    };
+    assert_eq!(object["schema_version"], json!(version));
     Value::Object(object)
 }
 
@@ -628,7 +632,8 @@ fn every_verb_prints_json_with_a_version_and_keeps_standard_output_for_it() {
     assert_eq!(applied["edits"].as_array().unwrap().len(), 2);
     let (plan, original) = (Path::new("forget.plan"), MODEL.as_path());
     let evaluated = json(desk.eval(original).arg("--plan").arg(plan));
-    assert_eq!(evaluated["sets"][0]["summary"]["n"], 3);
+    assert_eq!(evaluated["schema_version"], 2);
+    assert_eq!(evaluated["sets"][0]["samples"], 3);
     let differ = json(desk.kvw().arg("diff").arg(original).arg("unlearned"));
     assert_eq!(differ["only_planned_ranges_changed"], true);
     assert_eq!(differ["changed"].as_array().unwrap().len(), 1);
@@ -636,8 +641,25 @@ fn every_verb_prints_json_with_a_version_and_keeps_standard_output_for_it() {
     json(desk.kvw().args(["doctor", "--offline", "--device", "cpu"]));
     fs::remove_dir_all(desk.work.join("unlearned")).unwrap();
     let unlearned = json(desk.unlearn(original).args(["--eval-limit", "1"]));
-    assert_eq!(unlearned["agreement"]["same_argmax"], 1.0);
-    assert_eq!(unlearned["sets"].as_array().unwrap().len(), 2);
+    let evaluation = &unlearned["evaluation"];
+    assert_eq!(evaluation["agreement"]["same_argmax"], 1.0);
+    assert_eq!(evaluation["sets"].as_array().unwrap().len(), 2);
+    // The receipt holds the numbers and the digest of the evaluation, and nothing in clear text.
+    let receipt = fs::read(desk.work.join("unlearned/kvw.json")).unwrap();
+    let receipt: Value = serde_json::from_slice(&receipt).unwrap();
+    assert_eq!(&receipt["evaluation"], evaluation);
+    let evidence = kvw::eval::Evidence::read(&desk.work.join("unlearned.evaluation.json"));
+    let (evidence, digest) = evidence.unwrap();
+    assert_eq!(evaluation["evidence_sha256"], digest.to_string());
+    let answer = &evidence.sets[0].models[&kvw::eval::Role::Before].answers[0].answered;
+    let text = receipt.to_string();
+    for clear in [
+        &answer.question,
+        &answer.reference,
+        answer.name.as_ref().unwrap(),
+    ] {
+        assert!(!text.contains(clear.as_str()), "{clear}");
+    }
 }
 
 #[test]
@@ -711,8 +733,22 @@ fn the_chain_of_verbs_gives_the_bytes_of_one_unlearn_run_and_the_same_ones_twice
         let found = tree(&desk.work);
         assert!(found[plan] == found[Path::new("whole.plan")]);
         assert!(desk.work.join("unlearned.evaluation.json").is_file());
-        let whole = tree(&desk.work.join("unlearned"));
-        let by_verbs = tree(&desk.work.join("by-verbs"));
+        let mut whole = tree(&desk.work.join("unlearned"));
+        let mut by_verbs = tree(&desk.work.join("by-verbs"));
+        // `unlearn` also evaluates, and says so in the receipt.
+        let [whole_receipt, receipt] = [&mut whole, &mut by_verbs].map(|folder| {
+            let bytes = folder.remove(Path::new("kvw.json")).unwrap().unwrap();
+            serde_json::from_slice::<Value>(&bytes).unwrap()
+        });
+        let mut without = whole_receipt.clone();
+        assert!(
+            without
+                .as_object_mut()
+                .unwrap()
+                .remove("evaluation")
+                .is_some()
+        );
+        assert_eq!(without, receipt);
         assert!(by_verbs == whole, "the folders differ");
         assert!(by_verbs[Path::new(DECODER)] != tree(original)[Path::new(DECODER)]);
         found
@@ -735,11 +771,15 @@ fn a_plan_evaluates_as_the_model_that_it_makes() {
     let planned = answers(desk.eval(&MODEL).arg("--plan").arg(&made().plan));
     let written = answers(&mut desk.eval(Path::new("unlearned")));
     let texts = |sets: &Value| -> Vec<Value> {
-        let answers = sets[0]["answers"].as_array().unwrap();
+        let answers = sets[0]["models"]["model"]["answers"].as_array().unwrap();
         answers.iter().map(|a| a["prediction"].clone()).collect()
     };
     assert_eq!(texts(&planned), texts(&written));
-    let loss = |sets: &Value| sets[0]["summary"]["loss"]["value"].as_f64().unwrap();
+    let loss = |sets: &Value| {
+        sets[0]["models"]["model"]["summary"]["loss"]["value"]
+            .as_f64()
+            .unwrap()
+    };
     assert!((loss(&planned) - loss(&written)).abs() < 1e-4);
     assert_ne!(answers(&mut desk.eval(&MODEL)), planned);
 }

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use kvw::eval::text::{
-    AnswerLoss, Answered, Score, is_degenerate, leakable, leaks, name_is_in, rouge_l, rouge_n,
-    score, seq_rep, stemmer::stem, summarize,
+    Score, is_degenerate, leakable, leaks, name_is_in, rouge_l, rouge_n, seq_rep, stemmer::stem,
 };
+use kvw::eval::{Answered, Direction, METRICS, Scoring, Summary, TokenLog, metric, score};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -97,6 +97,50 @@ fn seq_rep_4_is_welleck_and_colleagues_formula() {
     }
 }
 
+/// A number as the table of metrics has it.
+fn bound(value: f64) -> String {
+    match value {
+        f64::INFINITY => "∞".to_owned(),
+        f64::NEG_INFINITY => "−∞".to_owned(),
+        value => format!("{value}"),
+    }
+}
+
+/// `UPDATE_DOCS=1 cargo test --test metrics` writes it.
+#[test]
+fn the_documented_table_is_the_registry() {
+    let mut table =
+        "| metric | formula | range | a higher value means | source |\n|---|---|---|---|---|\n"
+            .to_owned();
+    for metric in METRICS {
+        let means = match metric.direction {
+            Direction::Known => "more is known",
+            Direction::Unknown => "less is known",
+            Direction::Damage => "more damage",
+            Direction::Better => "better",
+            Direction::NearZero => "best at 0",
+        };
+        table += &format!(
+            "| `{}` | {} | {} to {} | {means} | {} |\n",
+            metric.name,
+            metric.formula,
+            bound(metric.low),
+            bound(metric.high),
+            metric.source
+        );
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/metrics.md");
+    let text = std::fs::read_to_string(&path).unwrap();
+    let (before, rest) = text.split_once("<!-- metrics -->\n").unwrap();
+    let (found, after) = rest.split_once("<!-- end of metrics -->").unwrap();
+    if found != table && std::env::var_os("UPDATE_DOCS").is_some() {
+        let updated = format!("{before}<!-- metrics -->\n{table}<!-- end of metrics -->{after}");
+        std::fs::write(&path, updated).unwrap();
+        return;
+    }
+    assert!(found == table, "docs/metrics.md differs from the registry");
+}
+
 /// Words that repeat and collide, odd Unicode, and anything at all.
 fn text() -> impl Strategy<Value = String> {
     prop_oneof![
@@ -172,24 +216,35 @@ proptest! {
     }
 
     #[test]
-    fn every_metric_of_a_summary_is_a_share(
-        samples in proptest::collection::vec((text(), text(), text(), proptest::option::of(text()), 0.0..1e3, 0_usize..5), 0..6)
+    fn every_metric_of_a_summary_lies_in_its_range_and_its_interval(
+        samples in proptest::collection::vec((text(), text(), text(), proptest::option::of(text()), proptest::collection::vec((-1e2..0.0, -9.0..9.0, any::<bool>()), 0..5)), 0..6)
     ) {
-        let scores: Vec<_> = samples.into_iter().map(|(question, reference, prediction, name, sum_nll, tokens)| {
-            let loss = Some(AnswerLoss { sum_nll, tokens });
+        let people = samples.iter().filter_map(|sample| sample.3.clone()).collect();
+        let scoring = Scoring { people };
+        let answers: Vec<_> = samples.into_iter().map(|(question, reference, prediction, name, tokens)| {
             let facts = name.iter().map(|name| ("town".to_owned(), name.clone())).collect();
-            score(&Answered { id: String::new(), question, reference, name, facts, prediction, loss })
-        }).collect();
-        let summary = serde_json::to_value(summarize(&scores)).unwrap();
-        let leaks = summary["leak_facts"].as_object().unwrap();
-        for (key, metric) in summary.as_object().unwrap().iter().chain(leaks) {
-            if key == "n" || key == "leak_facts" {
-                continue;
+            let mut log = TokenLog::default();
+            for (log_probability, normalized, is_top) in tokens {
+                log.log_probability.push(log_probability);
+                log.normalized.push(normalized);
+                log.is_top.push(is_top);
             }
-            prop_assert!(metric["n"].as_u64().unwrap() <= scores.len() as u64);
-            match metric["value"].as_f64() {
-                Some(value) => prop_assert!(key == "loss" || (0.0..=1.0).contains(&value), "{key}"),
-                None => prop_assert!(metric["reason"].is_string(), "{key}"),
+            let perturbed = vec![log.loss(); log.is_top.len() / 2];
+            score(Answered {
+                question, reference, name, facts, perturbed, likelihood: Some(log),
+                prediction: Some(prediction), ..Answered::default()
+            }, &scoring)
+        }).collect();
+        for (name, estimate) in Summary::of(&answers).iter() {
+            let metric = metric(name).unwrap();
+            prop_assert!(estimate.n <= answers.len());
+            match estimate.value {
+                Some(value) => {
+                    prop_assert!(metric.low <= value && value <= metric.high, "{name} {value}");
+                    prop_assert!(estimate.low.is_none_or(|low| low <= value), "{name}");
+                    prop_assert!(estimate.high.is_none_or(|high| high >= value), "{name}");
+                }
+                None => prop_assert!(estimate.reason.is_some(), "{name}"),
             }
         }
     }

@@ -1,11 +1,13 @@
 //! Arguments that several verbs share, and what they become.
 
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 
 use clap::Args;
 
 use super::printer::Printer;
-use crate::dataset::{Dataset, is_feeds, read_feeds, read_jsonl};
+use crate::dataset::{Dataset, Sample, is_feeds, read_feeds, read_jsonl};
+use crate::eval::SetKind;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
 use crate::pipeline::{Error, Model};
 use crate::runtime::{self, Device, Engine, locate};
@@ -168,6 +170,50 @@ impl WeakenArguments {
                 .then(|| model.column_norms(self.layers))
                 .transpose()?,
         })
+    }
+}
+
+/// A set to evaluate, and what it is for: `[KIND=]PATH`.
+#[derive(Clone, Debug)]
+pub(super) struct SetArgument {
+    pub(super) kind: SetKind,
+    pub(super) path: PathBuf,
+}
+
+impl FromStr for SetArgument {
+    type Err = std::convert::Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let kinds = [
+            SetKind::Forget,
+            SetKind::Retain,
+            SetKind::Holdout,
+            SetKind::Other,
+        ];
+        let named = kinds.into_iter().find_map(|kind| {
+            let path = text.strip_prefix(kind.as_str())?.strip_prefix('=')?;
+            Some((kind, path))
+        });
+        let (kind, path) = named.unwrap_or((SetKind::Other, text));
+        Ok(SetArgument {
+            kind,
+            path: path.into(),
+        })
+    }
+}
+
+/// A set that was read, of which the first samples are evaluated.
+pub(super) struct EvaluatedSet<'d> {
+    pub(super) kind: SetKind,
+    pub(super) data: &'d Dataset,
+    pub(super) limit: usize,
+}
+
+impl<'d> EvaluatedSet<'d> {
+    /// The samples to evaluate.
+    pub(super) fn samples(&self) -> &'d [Sample] {
+        let samples = &self.data.samples;
+        samples.get(..self.limit).unwrap_or(samples)
     }
 }
 

@@ -6,10 +6,11 @@ use clap::Args;
 use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{RuntimeArguments, StepArguments, WeakenArguments};
+use super::arguments::{RuntimeArguments, SetArgument, StepArguments, WeakenArguments};
 use super::outcome::Outcome;
 use super::printer::Printer;
 use super::unlearn::{Unlearn, Unlearned};
+use crate::eval::SetKind;
 use crate::files::{RECEIPT, StagedFolder};
 use crate::pipeline::Error;
 
@@ -34,11 +35,11 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/fixtures/demo");
 const WRITTEN: [&str; 2] = ["model", "data"];
 
 /// The sets that are evaluated beside forget and retain.
-const EXTRA_SETS: [&str; 4] = [
-    "forget_text.jsonl",
-    "retain_text.jsonl",
-    "forget_heldout.jsonl",
-    "shapes.jsonl",
+const EXTRA_SETS: [(SetKind, &str); 4] = [
+    (SetKind::Forget, "forget_text.jsonl"),
+    (SetKind::Retain, "retain_text.jsonl"),
+    (SetKind::Forget, "forget_heldout.jsonl"),
+    (SetKind::Other, "shapes.jsonl"),
 ];
 
 /// The parameters that suit this model, found once by `tools/demo/reference.py`.
@@ -76,7 +77,14 @@ impl Demo {
             output: self.output.join("unlearned"),
             plan: Some(self.output.join("forget.plan")),
             evaluation: None,
-            eval: EXTRA_SETS.iter().map(|set| data.join(set)).collect(),
+            eval: EXTRA_SETS
+                .iter()
+                .map(|&(kind, set)| SetArgument {
+                    kind,
+                    path: data.join(set),
+                })
+                .collect(),
+            reference: None,
             eval_limit: 60,
             max_new_tokens: 50,
             variant: None,

@@ -5,25 +5,33 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
-use super::arguments::{RuntimeArguments, dataset, note_placement, parse_positive};
+use super::arguments::{
+    EvaluatedSet, RuntimeArguments, SetArgument, dataset, note_placement, parse_positive,
+    refuse_existing,
+};
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
-use crate::eval::text::{Answered, Metric, SampleScores, Summary};
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{
+    Answer, Bootstrap, Estimate, Evidence, EvidenceSet, Role, SCHEMA_VERSION, Settings, Summary,
+    evaluate, metric, set_names,
+};
+use crate::files::write_atomic;
 use crate::graph::Outputs;
 use crate::kvw::{self, Gates, LayerRange};
 use crate::pipeline::{Error, Model, check_identity, gates_of};
 
 /// Measure what a model says, and what it still knows
 ///
-/// For each sample: the greedy answer to its question, and the loss of its true answer. Reports
-/// exact-name accuracy, ROUGE-L, loss, and beside them what accuracy hides: any part of the person's name
-/// or any other listed fact in the answer, and degenerate repetition. With --plan it evaluates a plan that
-/// was not applied yet.
+/// For each sample: the greedy answer to its question, and how likely the model finds its true answer.
+/// Reports exact-name accuracy, ROUGE-L and loss, and beside them what accuracy hides: any part of the
+/// person's name or any other listed fact in the answer, and degenerate repetition. With --plan it
+/// evaluates a plan that was not applied yet. All metrics are in the file of -o and in --format json
+/// (docs/metrics.md).
 #[derive(Args)]
 #[command(
-    after_help = "Example: kvw eval MODEL --plan forget.plan --data forget.jsonl --data retain.jsonl"
+    after_help = "Example: kvw eval MODEL --plan forget.plan --data forget=forget.jsonl --data \
+                  retain=retain.jsonl"
 )]
 pub(super) struct Eval {
     /// Model folder
@@ -31,9 +39,10 @@ pub(super) struct Eval {
     /// Evaluate the model as this plan would leave it
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// A set: JSONL with image, question, answer, and optionally name and facts. May be repeated
-    #[arg(long, value_name = "FILE", required = true)]
-    data: Vec<PathBuf>,
+    /// A set: JSONL with image, question, answer, and what docs/formats.md lists. KIND says what it is
+    /// for: forget, retain, holdout (never shown to the model), or other (the default). May be repeated
+    #[arg(long, value_name = "[KIND=]FILE", required = true)]
+    data: Vec<SetArgument>,
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
     max_new_tokens: usize,
@@ -43,6 +52,12 @@ pub(super) struct Eval {
     /// Print every answer and its scores too
     #[arg(long)]
     answers: bool,
+    /// Write the evaluation file, with every answer in clear text
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// Replace the evaluation file
+    #[arg(long)]
+    force: bool,
     /// The precision to run where the folder has several (fp32, fp16, …)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
@@ -54,46 +69,27 @@ pub(super) struct Eval {
 struct Evaluated {
     model: PathBuf,
     plan: Option<PathBuf>,
-    max_new_tokens: usize,
-    runtime: serde_json::Value,
-    sets: Vec<Set>,
-}
-
-#[derive(Serialize)]
-struct Set {
-    data: PathBuf,
-    sha256: String,
-    summary: Summary,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    answers: Option<Vec<Answer>>,
-}
-
-/// One answer with its scores.
-#[derive(Serialize)]
-pub(super) struct Answer {
+    evaluation_file: Option<PathBuf>,
     #[serde(flatten)]
-    answered: Answered,
-    scores: SampleScores,
+    evidence: Evidence,
 }
 
 impl Eval {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
-        let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let mut sets = self
-            .data
-            .iter()
-            .map(|path| dataset(path))
-            .collect::<Result<Vec<_>, _>>()?;
-        for set in &mut sets {
-            set.samples.truncate(self.limit.unwrap_or(usize::MAX));
+        if let Some(output) = &self.output {
+            refuse_existing(output, self.force)?;
         }
+        let bundle = Bundle::open(&self.model).map_err(Error::from)?;
+        let data = self.data.iter().map(|set| dataset(&set.path));
+        let data = data.collect::<Result<Vec<_>, _>>()?;
+        let sets = evaluated_sets(&self.data, &data, self.limit.unwrap_or(usize::MAX));
         let plan = self
             .plan
             .as_ref()
             .map(|path| kvw::load_plan(path).map(|plan| (path, plan)));
         let plan = plan.transpose().map_err(Error::from)?;
         let engine = self.runtime.engine(printer)?;
-        let samples: usize = sets.iter().map(|set| set.samples.len()).sum();
+        let samples: usize = sets.iter().map(|set| set.samples().len()).sum();
         let forwards = samples.saturating_mul(self.max_new_tokens);
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
         let (mut decoder, gates) = match &plan {
@@ -105,111 +101,160 @@ impl Eval {
             None => (model.plain_decoder(forwards)?, Gates::new()),
         };
         note_placement(&engine, printer);
+        let settings = Settings::new(self.max_new_tokens, sets.iter().map(|set| set.data));
+        let names = set_names(
+            &sets
+                .iter()
+                .map(|set| set.data.path.as_path())
+                .collect::<Vec<_>>(),
+        );
         let progress = printer.progress("evaluating", samples);
         let mut before = 0;
         let mut evaluated = Vec::new();
-        for set in &sets {
-            let evaluation = evaluate(
+        for (set, name) in sets.iter().zip(names) {
+            let measured = evaluate(
                 &mut model.lvlm,
                 &mut decoder,
-                &set.samples,
+                set.samples(),
                 &gates,
-                self.max_new_tokens,
+                &settings,
                 |done| progress.at(before + done),
             )
             .map_err(Error::from)?;
-            before += set.samples.len();
-            evaluated.push(Set {
-                data: set.path.clone(),
-                sha256: set.content_sha256().map_err(Error::from)?,
-                summary: evaluation.summary.clone(),
-                answers: self.answers.then(|| answers(evaluation)),
+            before += set.samples().len();
+            evaluated.push(EvidenceSet {
+                set: name,
+                kind: set.kind,
+                sha256: set.data.content_sha256().map_err(Error::from)?,
+                samples: set.samples().len(),
+                models: [(Role::Model, measured)].into_iter().collect(),
             });
         }
         drop(progress);
+        let mut evidence = Evidence {
+            schema_version: SCHEMA_VERSION,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            max_new_tokens: self.max_new_tokens,
+            bootstrap: Bootstrap::default(),
+            agreement: None,
+            runtime: engine.describe(),
+            sets: evaluated,
+            comparisons: Vec::new(),
+        };
+        evidence.compare();
+        if let Some(output) = &self.output {
+            let bytes = evidence.to_bytes()?;
+            write_atomic(output, self.force, |file| file.write_all(&bytes)).map_err(Error::from)?;
+        }
+        if !self.answers {
+            evidence
+                .sets
+                .iter_mut()
+                .for_each(EvidenceSet::forget_answers);
+        }
         let evaluated = Evaluated {
             model: self.model.clone(),
             plan: self.plan.clone(),
-            max_new_tokens: self.max_new_tokens,
-            runtime: engine.describe(),
-            sets: evaluated,
+            evaluation_file: self.output.clone(),
+            evidence,
         };
         printer.result("eval", &evaluated, || human(&evaluated))?;
         Ok(Outcome::Done)
     }
 }
 
-/// Answers beside their scores.
-pub(super) fn answers(evaluation: Evaluation) -> Vec<Answer> {
-    let scored = evaluation.answers.into_iter().zip(evaluation.scores);
-    scored
-        .map(|(answered, scores)| Answer { answered, scores })
-        .collect()
-}
-
 fn human(evaluated: &Evaluated) -> String {
-    let rows = evaluated.sets.iter().map(|set| {
-        let summary = &set.summary;
-        vec![
-            label(&set.data),
-            summary.n.to_string(),
-            percent(&summary.name_accuracy),
-            percent(&summary.leak_any),
-            percent(&summary.leak_first_name),
-            percent(&summary.leak_last_name),
-            percent(&summary.leak_fact),
-            percent(&summary.degenerate),
-            number(&summary.rouge_l_recall),
-            number(&summary.loss),
-        ]
+    let sets = &evaluated.evidence.sets;
+    let rows = sets.iter().flat_map(|set| {
+        set.models.values().map(|measured| {
+            let mut row = vec![set.set.clone(), set.samples.to_string()];
+            let shown = COLUMNS.iter().map(|name| show(&measured.summary, name));
+            row.extend(shown);
+            row
+        })
     });
-    let header = [
-        "set",
-        "samples",
-        "name",
-        "any leak",
-        "first name",
-        "last name",
-        "fact",
-        "repeats",
-        "ROUGE-L",
-        "loss",
-    ];
-    let mut text = table(&header, rows) + "\n";
-    for answer in evaluated
-        .sets
+    let mut text = table(&header(COLUMNS), rows) + "\n";
+    for answer in sets
         .iter()
-        .flat_map(|set| set.answers.iter().flatten())
+        .flat_map(|set| set.models.values().flat_map(|measured| &measured.answers))
     {
-        text += &format!(
-            "\n{}\n  question   {}\n  reference  {}\n  answer     {}\n",
-            answer.answered.id,
-            answer.answered.question,
-            answer.answered.reference,
-            answer.answered.prediction
-        );
+        text += &shown(answer);
+    }
+    if let Some(file) = &evaluated.evaluation_file {
+        text += &format!("\nevery answer  {} (in clear text)\n", file.display());
     }
     text
 }
 
-/// A set's name in tables: its file's stem.
-pub(super) fn label(path: &std::path::Path) -> String {
-    path.file_stem()
-        .unwrap_or(path.as_os_str())
-        .to_string_lossy()
-        .into_owned()
+fn shown(answer: &Answer) -> String {
+    let answered = &answer.answered;
+    format!(
+        "\n{}\n  question   {}\n  reference  {}\n  answer     {}\n",
+        answered.id,
+        answered.question,
+        answered.reference,
+        answered.prediction.as_deref().unwrap_or("-")
+    )
 }
 
-/// A share in percent, or a dash where it is not defined.
-pub(super) fn percent(metric: &Metric) -> String {
-    metric
-        .value
-        .map_or_else(|| "-".to_owned(), |value| format!("{:.0} %", 100.0 * value))
+/// What the table of `eval` shows.
+const COLUMNS: &[&str] = &[
+    "name_accuracy",
+    "leak_any",
+    "leak_first_name",
+    "leak_last_name",
+    "leak_fact",
+    "degenerate",
+    "rouge_l_recall",
+    "loss",
+];
+
+/// `set`, `samples`, and the titles of `columns`.
+pub(super) fn header(columns: &[&'static str]) -> Vec<&'static str> {
+    let titles = columns
+        .iter()
+        .map(|&name| metric(name).map_or(name, |metric| metric.title));
+    ["set", "samples"].into_iter().chain(titles).collect()
 }
 
-/// A number, or a dash where it is not defined.
-pub(super) fn number(metric: &Metric) -> String {
-    metric
-        .value
-        .map_or_else(|| "-".to_owned(), |value| format!("{value:.3}"))
+/// A metric's value: a share in percent, another number with three digits, or a dash where it is not
+/// defined.
+pub(super) fn show(summary: &Summary, name: &str) -> String {
+    match summary.get(name).and_then(|estimate| estimate.value) {
+        None => "-".to_owned(),
+        Some(value) if in_percent(name) => format!("{:.0} %", 100.0 * value),
+        Some(value) => format!("{value:.3}"),
+    }
+}
+
+/// A metric's interval in the unit of [`show`]; nothing where there is none.
+pub(super) fn interval(estimate: &Estimate, name: &str) -> String {
+    match (estimate.low, estimate.high) {
+        (Some(low), Some(high)) if in_percent(name) => {
+            format!(" [{:.0}, {:.0}]", 100.0 * low, 100.0 * high)
+        }
+        (Some(low), Some(high)) => format!(" [{low:.2}, {high:.2}]"),
+        _ => String::new(),
+    }
+}
+
+/// Whether a metric is a share of answers.
+fn in_percent(name: &str) -> bool {
+    metric(name).is_some_and(|metric| metric.counts)
+}
+
+/// Where evaluated sets come from: each argument with its data.
+pub(super) fn evaluated_sets<'d>(
+    arguments: &[SetArgument],
+    data: &'d [crate::dataset::Dataset],
+    limit: usize,
+) -> Vec<EvaluatedSet<'d>> {
+    let pairs = arguments.iter().zip(data);
+    pairs
+        .map(|(argument, data)| EvaluatedSet {
+            kind: argument.kind,
+            data,
+            limit,
+        })
+        .collect()
 }

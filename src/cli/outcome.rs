@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use crate::{edit, kvw, pipeline, sweep};
+use crate::{edit, eval, kvw, pipeline, sweep};
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl From<Outcome> for ExitCode {
     "the edited model is not the gated one: logits differ by {:.3e}, expected at most {:.0e} of the largest ({:.3e}) and a tenth of what the gates change ({:.3e})",
     .0.max_difference, .0.tolerance, .0.max_logit, .0.effect
 )]
-pub(super) struct Disagreement(pub(super) pipeline::Agreement);
+pub(super) struct Disagreement(pub(super) eval::Agreement);
 
 /// Input that cannot be used is 2; a job that ran and whose result does not hold is 1.
 pub(super) fn of_error(error: &anyhow::Error) -> Outcome {
@@ -89,6 +89,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         crate::bundle::Error,
         crate::dataset::Error,
         crate::edit::Error,
+        crate::eval::Error,
         crate::files::Error,
         crate::files::contain::Error,
         crate::graph::Error,

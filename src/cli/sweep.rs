@@ -10,11 +10,11 @@ use super::arguments::{
     RuntimeArguments, StepArguments, dataset, note_placement, parse_gamma, parse_positive,
     refuse_same_set,
 };
-use super::eval::label;
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
 use crate::dataset::Dataset;
+use crate::eval::set_names;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, RuleKind};
 use crate::pipeline::Error;
 use crate::runtime::Engine;
@@ -202,7 +202,7 @@ fn named(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Dataset)>> {
     paths
         .iter()
         .map(|path| {
-            let name = label(path);
+            let name = set_names(&[path.as_path()]).concat();
             anyhow::ensure!(
                 taken.insert(name.clone()),
                 "two sets are called {name}: expected files with different names"

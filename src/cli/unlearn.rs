@@ -9,22 +9,23 @@ use serde::Serialize;
 
 use super::apply::record;
 use super::arguments::{
-    RuntimeArguments, WeakenArguments, dataset, note_placement, parse_positive, refuse_existing,
-    refuse_same_set,
+    EvaluatedSet, RuntimeArguments, SetArgument, WeakenArguments, dataset, note_placement,
+    parse_positive, refuse_existing, refuse_same_set,
 };
-use super::eval::{Answer, answers, label, number, percent};
+use super::eval::{evaluated_sets, header, interval, show};
 use super::outcome::{Disagreement, Outcome};
 use super::printer::{Printer, table};
 use super::weaken::describe;
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, EditPlan, FormChoice, ModelIdentity};
-use crate::eval::evaluate;
-use crate::eval::text::{Metric, Summary};
-use crate::files::write_atomic;
+use crate::eval::{
+    self, Bootstrap, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate, set_names,
+};
+use crate::files::{Sha256, write_atomic};
 use crate::graph::Outputs;
 use crate::kvw::{self, Coefficients, Gates, LayerRange, Plan, PlanSummary, Rule};
-use crate::pipeline::{Agreement, Error, Model, check_identity, compare, gates_of, provenance};
+use crate::pipeline::{Error, Model, check_identity, compare, gates_of, provenance};
 use crate::runtime::{Decoder, Engine};
 
 /// Make a model forget: collect, weaken, apply, verify, evaluate
@@ -64,9 +65,14 @@ pub(super) struct Unlearn {
     /// names what was forgotten: do not ship it
     #[arg(long, value_name = "FILE")]
     pub(super) evaluation: Option<PathBuf>,
-    /// Evaluate this set too, before and after. May be repeated
-    #[arg(long = "eval", value_name = "FILE")]
-    pub(super) eval: Vec<PathBuf>,
+    /// Evaluate this set too, before and after. KIND says what it is for: forget, retain, holdout
+    /// (never shown to the model), or other (the default: general ability to keep). May be repeated
+    #[arg(long = "eval", value_name = "[KIND=]FILE")]
+    pub(super) eval: Vec<SetArgument>,
+    /// The evaluation file of a model that was trained without the forget set, from `kvw eval -o` on the
+    /// same sets: for forget quality, PrivLeak and a third column
+    #[arg(long, value_name = "FILE")]
+    pub(super) reference: Option<PathBuf>,
     /// Samples of each set to evaluate; 0: none
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub(super) eval_limit: usize,
@@ -88,9 +94,13 @@ pub(super) struct Unlearn {
     pub(super) runtime: RuntimeArguments,
 }
 
+/// Version of the JSON that `unlearn` and `demo` print.
+const SCHEMA_VERSION: u32 = 2;
+
 /// What was done, and what came of it.
 #[derive(Serialize)]
 pub(super) struct Unlearned {
+    schema_version: u32,
     pub(super) model: PathBuf,
     pub(super) output: PathBuf,
     pub(super) plan_file: Option<PathBuf>,
@@ -101,45 +111,14 @@ pub(super) struct Unlearned {
     pub(super) plan: PlanSummary,
     pub(super) changed_bytes: u64,
     pub(super) changed_tensors: usize,
-    pub(super) agreement: Agreement,
-    pub(super) runtime: serde_json::Value,
-    pub(super) sets: Vec<Compared>,
+    /// What the receipt holds of the evaluation; `sets` is empty where none was asked for.
+    pub(super) evaluation: Record,
     #[serde(skip)]
     description: String,
 }
 
-/// One set, before and after.
-#[derive(Serialize)]
-pub(super) struct Compared {
-    pub(super) set: String,
-    pub(super) before: Summary,
-    pub(super) after: Summary,
-}
-
 /// Samples of the forget and the retain set that the edited and the gated model are compared on.
 const COMPARED_SAMPLES: usize = 8;
-
-#[derive(Serialize)]
-struct Evidence {
-    schema_version: u32,
-    agreement: Agreement,
-    max_new_tokens: usize,
-    sets: Vec<EvidenceSet>,
-}
-
-#[derive(Serialize)]
-struct EvidenceSet {
-    set: String,
-    sha256: String,
-    before: Answers,
-    after: Answers,
-}
-
-#[derive(Serialize)]
-struct Answers {
-    summary: Summary,
-    answers: Vec<Answer>,
-}
 
 impl Unlearn {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
@@ -170,11 +149,17 @@ impl Unlearn {
         let extra = self
             .eval
             .iter()
-            .map(|path| dataset(path))
+            .map(|set| dataset(&set.path))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(retain) = &retain {
             refuse_same_set(&forget, retain)?;
         }
+        let reference = self
+            .reference
+            .as_ref()
+            .map(|path| Evidence::read(path).map(|(evidence, _)| (path.as_path(), evidence)))
+            .transpose()
+            .map_err(Error::from)?;
         let engine = self.runtime.engine(printer)?;
         let forwards =
             forget.samples.len() + retain.as_ref().map_or(0, |retain| retain.samples.len());
@@ -197,16 +182,28 @@ impl Unlearn {
         let provenance = provenance(&model, &identity, &engine, &data)?;
         let edits =
             EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit).map_err(Error::from)?;
-        let sets: Vec<&Dataset> = [Some(&forget), retain.as_ref()]
-            .into_iter()
-            .flatten()
-            .chain(&extra)
+        let limit = self.eval_limit;
+        let given = [
+            (SetKind::Forget, Some(&forget)),
+            (SetKind::Retain, retain.as_ref()),
+        ];
+        let given = given.into_iter().filter_map(|(kind, data)| {
+            Some(EvaluatedSet {
+                kind,
+                data: data?,
+                limit,
+            })
+        });
+        let sets: Vec<_> = given
+            .chain(evaluated_sets(&self.eval, &extra, limit))
             .collect();
         let job = Job {
             arguments: self,
             printer,
             engine: &engine,
+            settings: Settings::new(self.max_new_tokens, sets.iter().map(|set| set.data)),
             sets: &sets,
+            reference,
             gates: gates_of(&plan),
         };
         let gated = model.decoder(LayerRange::All, Outputs::Model, job.forwards())?;
@@ -225,21 +222,26 @@ impl Unlearn {
             &|_| {},
             &mut |staged| {
                 let (model, gated) = &mut *run.borrow_mut();
-                verdict = Some(job.accept(model, gated, staged)?);
-                Ok(())
+                let evidence = job.accept(model, gated, staged)?;
+                let bytes = evidence.to_bytes()?;
+                let record = evidence.record(Sha256::of_bytes(&bytes));
+                let value = (limit > 0)
+                    .then(|| serde_json::to_value(&record))
+                    .transpose()?;
+                verdict = Some((record, bytes));
+                Ok(value)
             },
         )
         .map_err(Error::from)?;
-        let (sets, evidence) = verdict.context("the output was not verified")?;
-        let agreement = evidence.agreement;
+        let (evaluation, bytes) = verdict.context("the output was not verified")?;
         if let Some(path) = &evaluation_file {
-            let text = serde_json::to_vec_pretty(&evidence)?;
-            write_atomic(path, self.force, |file| file.write_all(&text)).map_err(Error::from)?;
+            write_atomic(path, self.force, |file| file.write_all(&bytes)).map_err(Error::from)?;
         }
         if let Some(path) = &self.plan {
             kvw::save_plan(path, &plan, provenance, self.force).map_err(Error::from)?;
         }
         Ok(Unlearned {
+            schema_version: SCHEMA_VERSION,
             model: self.model.clone(),
             output: self.output.clone(),
             plan_file: self.plan.clone(),
@@ -250,9 +252,7 @@ impl Unlearn {
             plan: plan.summary(),
             changed_bytes: edits.bytes(),
             changed_tensors: edits.edits().len(),
-            agreement,
-            runtime: engine.describe(),
-            sets,
+            evaluation,
             description: describe(&plan),
         })
     }
@@ -315,20 +315,23 @@ struct Job<'a> {
     printer: &'a Printer,
     engine: &'a Engine,
     /// Forget, retain if given, others.
-    sets: &'a [&'a Dataset],
+    sets: &'a [EvaluatedSet<'a>],
+    settings: Settings,
+    /// The retrained model's evaluation, and its file.
+    reference: Option<(&'a Path, Evidence)>,
     gates: Gates,
 }
 
 impl Job<'_> {
-    /// About how many forward passes the evaluation takes.
-    fn forwards(&self) -> usize {
-        let samples: usize = self.sets.iter().map(|set| self.evaluated(set).len()).sum();
-        COMPARED_SAMPLES + samples.saturating_mul(self.arguments.max_new_tokens)
+    /// How many samples are evaluated.
+    fn samples(&self) -> usize {
+        self.sets.iter().map(|set| set.samples().len()).sum()
     }
 
-    fn evaluated<'d>(&self, set: &'d Dataset) -> &'d [Sample] {
-        let limit = self.arguments.eval_limit.min(set.samples.len());
-        set.samples.get(..limit).unwrap_or_default()
+    /// About how many forward passes the evaluation takes.
+    fn forwards(&self) -> usize {
+        let generated = self.samples().saturating_mul(self.settings.max_new_tokens);
+        COMPARED_SAMPLES.saturating_add(generated)
     }
 
     /// Compares the staged model with the gated one, and evaluates both.
@@ -337,7 +340,7 @@ impl Job<'_> {
         model: &mut Model<'_>,
         gated: &mut Decoder,
         staged: &Path,
-    ) -> anyhow::Result<(Vec<Compared>, Evidence), Box<dyn std::error::Error + Send + Sync>> {
+    ) -> Result<Evidence, Box<dyn std::error::Error + Send + Sync>> {
         let bundle = Bundle::open(staged)?;
         let edited = Model::open(&bundle, self.arguments.variant.as_deref(), self.engine, 0)?;
         let mut edited = edited.plain_decoder(self.forwards())?;
@@ -345,80 +348,94 @@ impl Job<'_> {
             .sets
             .iter()
             .take(2)
-            .flat_map(|set| set.samples.iter().take(COMPARED_SAMPLES / 2).cloned())
+            .flat_map(|set| set.data.samples.iter().take(COMPARED_SAMPLES / 2).cloned())
             .collect();
         let agreement = compare(model, gated, &self.gates, &mut edited, &samples)?;
         if !agreement.holds() {
             return Err(Box::new(Disagreement(agreement)));
         }
-        let total: usize = self.sets.iter().map(|set| self.evaluated(set).len()).sum();
-        let progress = self.printer.progress("evaluating", 2 * total);
-        let mut done = 0;
-        let mut evidence = Vec::new();
-        let mut compared = Vec::new();
-        if self.arguments.eval_limit > 0 {
-            for set in self.sets {
-                let samples = self.evaluated(set);
-                let mut run = |decoder: &mut Decoder| {
-                    let evaluation = evaluate(
-                        &mut model.lvlm,
-                        decoder,
-                        samples,
-                        &Gates::new(),
-                        self.arguments.max_new_tokens,
-                        |n| progress.at(done + n),
-                    );
-                    done += samples.len();
-                    evaluation
-                };
-                // Gates of 1 are bit-identical to the untouched model.
-                let before = run(gated)?;
-                let after = run(&mut edited)?;
-                compared.push(Compared {
-                    set: label(&set.path),
-                    before: before.summary.clone(),
-                    after: after.summary.clone(),
-                });
-                evidence.push(EvidenceSet {
-                    set: label(&set.path),
-                    sha256: set.content_sha256()?,
-                    before: Answers {
-                        summary: before.summary.clone(),
-                        answers: answers(before),
-                    },
-                    after: Answers {
-                        summary: after.summary.clone(),
-                        answers: answers(after),
-                    },
-                });
-            }
-        }
-        let evidence = Evidence {
-            schema_version: 1,
-            agreement,
-            max_new_tokens: self.arguments.max_new_tokens,
-            sets: evidence,
+        let sets = match self.arguments.eval_limit {
+            0 => Vec::new(),
+            _ => self.evaluate(model, gated, &mut edited)?,
         };
-        Ok((compared, evidence))
+        let mut evidence = Evidence {
+            schema_version: eval::SCHEMA_VERSION,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            max_new_tokens: self.settings.max_new_tokens,
+            bootstrap: Bootstrap::default(),
+            agreement: Some(agreement),
+            runtime: self.engine.describe(),
+            sets,
+            comparisons: Vec::new(),
+        };
+        if let Some((path, reference)) = &self.reference {
+            evidence.add_reference(path, reference.clone())?;
+        }
+        evidence.compare();
+        Ok(evidence)
+    }
+
+    /// Every set on both models.
+    fn evaluate(
+        &self,
+        model: &mut Model<'_>,
+        gated: &mut Decoder,
+        edited: &mut Decoder,
+    ) -> Result<Vec<EvidenceSet>, Error> {
+        let progress = self.printer.progress("evaluating", 2 * self.samples());
+        let mut done = 0;
+        let mut evaluated = Vec::new();
+        let paths: Vec<&Path> = self
+            .sets
+            .iter()
+            .map(|set| set.data.path.as_path())
+            .collect();
+        for (set, name) in self.sets.iter().zip(set_names(&paths)) {
+            let mut run = |decoder: &mut Decoder| {
+                let measured = evaluate(
+                    &mut model.lvlm,
+                    decoder,
+                    set.samples(),
+                    &Gates::new(),
+                    &self.settings,
+                    |n| progress.at(done + n),
+                );
+                done += set.samples().len();
+                measured
+            };
+            // Gates of 1 are bit-identical to the untouched model.
+            let models = [(Role::Before, run(gated)?), (Role::After, run(edited)?)];
+            evaluated.push(EvidenceSet {
+                set: name,
+                kind: set.kind,
+                sha256: set.data.content_sha256()?,
+                samples: set.samples().len(),
+                models: models.into_iter().collect(),
+            });
+        }
+        Ok(evaluated)
     }
 }
 
 impl Unlearned {
     /// The result for people.
     pub(super) fn human(&self) -> String {
-        let mut text = format!(
-            "\n{}\nproof: the written model computes what the plan says: logits within {:.1e} of the \
-             gated model's largest (allowed {:.0e}), where the gates move them by {:.1e}; {:.1} % of {} \
-             positions predict the same token\n",
-            self.description,
-            self.agreement.max_difference / self.agreement.max_logit,
-            self.agreement.tolerance,
-            self.agreement.effect / self.agreement.max_logit,
-            100.0 * self.agreement.same_argmax,
-            self.agreement.positions,
-        );
-        if !self.sets.is_empty() {
-            text += &format!("\n{}\n", self.table());
+        let mut text = format!("\n{}\n", self.description);
+        if let Some(agreement) = &self.evaluation.evidence.agreement {
+            text += &format!(
+                "proof: the written model computes what the plan says: logits within {:.1e} of the \
+                 gated model's largest (allowed {:.0e}), where the gates move them by {:.1e}; {:.1} % of \
+                 {} positions predict the same token\n",
+                agreement.max_difference / agreement.max_logit,
+                agreement.tolerance,
+                agreement.effect / agreement.max_logit,
+                100.0 * agreement.same_argmax,
+                agreement.positions,
+            );
+        }
+        let sets = &self.evaluation.evidence.sets;
+        if !sets.is_empty() {
+            text += &format!("\n{}\n", compared(sets));
         }
         text += &format!(
             "\nunlearned model  {} ({} bytes in {} tensors rewritten, all others identical)\n",
@@ -444,33 +461,34 @@ impl Unlearned {
         }
         text
     }
+}
 
-    fn table(&self) -> String {
-        let both = |set: &Compared, of: fn(&Summary) -> &Metric, show: fn(&Metric) -> String| {
-            format!("{} → {}", show(of(&set.before)), show(of(&set.after)))
-        };
-        let rows = self.sets.iter().map(|set| {
-            vec![
-                set.set.clone(),
-                set.before.n.to_string(),
-                both(set, |s| &s.name_accuracy, percent),
-                both(set, |s| &s.leak_any, percent),
-                both(set, |s| &s.leak_first_name, percent),
-                both(set, |s| &s.degenerate, percent),
-                both(set, |s| &s.rouge_l_recall, number),
-                both(set, |s| &s.loss, number),
-            ]
-        });
-        let header = [
-            "set",
-            "samples",
-            "full name",
-            "any name or fact",
-            "first name",
-            "repeats itself",
-            "ROUGE-L",
-            "loss",
-        ];
-        table(&header, rows)
-    }
+/// What the table of `unlearn` shows.
+const COLUMNS: &[&str] = &[
+    "name_accuracy",
+    "leak_any",
+    "leak_first_name",
+    "degenerate",
+    "rouge_l_recall",
+    "loss",
+];
+
+/// Every set's main metrics, before and after.
+fn compared(sets: &[EvidenceSet]) -> String {
+    let cell = |set: &EvidenceSet, name: &str| {
+        let values = set
+            .models
+            .values()
+            .map(|measured| show(&measured.summary, name));
+        let last = set.models.values().next_back();
+        let last = last.and_then(|measured| measured.summary.get(name));
+        let interval = last.map_or_else(String::new, |estimate| interval(estimate, name));
+        values.collect::<Vec<_>>().join(" → ") + &interval
+    };
+    let rows = sets.iter().map(|set| {
+        let mut row = vec![set.set.clone(), set.samples.to_string()];
+        row.extend(COLUMNS.iter().map(|name| cell(set, name)));
+        row
+    });
+    table(&header(COLUMNS), rows)
 }

@@ -1,8 +1,8 @@
 //! Samples: what the model is asked about an image, and what it answers.
 //!
 //! In: a JSONL file, one sample a line: `{"image": path or null, "question": …, "answer": …}`, with
-//! `name`, `id`, `facts` and what some metrics need optional. Out: [`Sample`]s in file order, image paths resolved against
-//! the file's own folder.
+//! `name`, `id`, `facts` and what some metrics need optional. Out: [`Sample`]s in file order, image paths
+//! resolved against the file's own folder.
 //!
 //! Promised: every sample has a unique id and a non-empty answer, and every image was a readable
 //! file when the dataset was read (it is not decoded here). Every complaint names the file and the

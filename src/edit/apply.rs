@@ -115,11 +115,13 @@ pub fn apply(
     options: &Options,
     progress: &(dyn Fn(Progress) + Sync),
 ) -> Result<Receipt, Error> {
-    apply_if(bundle, plan, out, options, progress, &mut |_| Ok(()))
+    apply_if(bundle, plan, out, options, progress, &mut |_| Ok(None))
 }
 
-/// Judges a staged folder: an error keeps it from appearing.
-pub type Accept<'a> = dyn FnMut(&Path) -> Result<(), Box<dyn std::error::Error + Send + Sync>> + 'a;
+/// Judges a staged folder: an error keeps it from appearing. What it found goes into the receipt as
+/// [`Receipt::evaluation`].
+pub type Accept<'a> =
+    dyn FnMut(&Path) -> Result<Option<Value>, Box<dyn std::error::Error + Send + Sync>> + 'a;
 
 /// As [`apply`], but asks `accept` before the folder appears: it is shown the staged folder, whole
 /// but for its receipt, may run it and add files, and where it says no nothing is left at `out`.
@@ -175,6 +177,7 @@ pub fn apply_if(
         plan: options.plan.clone(),
         edits: plan.mlps().to_vec(),
         files: edited_files(&by_file, &before, &after)?,
+        evaluation: None,
         previous: previous.map(Box::new),
     };
     if options.checksums {
@@ -186,7 +189,7 @@ pub fn apply_if(
             file.sha256_after = Some(Sha256::of_file(&staged.path().join(&file.path))?);
         }
     }
-    accept(staged.path()).map_err(|source| Error::Rejected {
+    receipt.evaluation = accept(staged.path()).map_err(|source| Error::Rejected {
         out: out.to_owned(),
         source,
     })?;

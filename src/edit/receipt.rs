@@ -36,6 +36,10 @@ pub struct Receipt {
     pub edits: Vec<MlpEdit>,
     /// Every file that changed.
     pub files: Vec<EditedFile>,
+    /// What was measured before the folder appeared, without a question, answer or name, as the
+    /// caller tells it (an [`crate::eval::Record`]). Absent where nothing was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub evaluation: Option<Value>,
     /// The receipt that was in the input folder: this is not the first edit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub previous: Option<Box<Receipt>>,

@@ -1,26 +1,40 @@
 //! Runs the samples of one set.
 
-use serde::Serialize;
-
-use super::text::{AnswerLoss, Answered, SampleScores, Summary, score, summarize};
-use crate::dataset::Sample;
+use super::answer::{Answered, Chosen, Scoring, score};
+use super::evidence::Measured;
+use super::likelihood::TokenLog;
+use super::summary::Summary;
+use super::text::choice_prompt;
+use crate::dataset::{Dataset, Sample, Task};
 use crate::kvw::Gates;
+use crate::preprocess::Form;
 use crate::runtime::{Decoder, Error, Lvlm, generate};
 
-/// One set, evaluated.
-#[derive(Clone, Debug, Serialize)]
-pub struct Evaluation {
-    /// Every answer with what it was asked for.
-    pub answers: Vec<Answered>,
-    /// Every answer's scores, in the same order.
-    pub scores: Vec<SampleScores>,
-    /// The set in numbers.
-    pub summary: Summary,
+/// How a set is evaluated.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Longest answer, in tokens.
+    pub max_new_tokens: usize,
+    /// What scoring takes.
+    pub scoring: Scoring,
 }
 
-/// Evaluates `samples` under `gates`: greedy answers of at most `max_new_tokens`, and the loss of the
-/// true ones. `decoder` is open for [`crate::graph::Outputs::Model`]. `progress` hears how many
-/// samples are done.
+impl Settings {
+    /// For sets that are evaluated together: the names of one count as other people's in another.
+    pub fn new<'d>(max_new_tokens: usize, sets: impl IntoIterator<Item = &'d Dataset>) -> Settings {
+        let samples = sets.into_iter().flat_map(|set| &set.samples);
+        Settings {
+            max_new_tokens,
+            scoring: Scoring {
+                people: samples.filter_map(|sample| sample.name.clone()).collect(),
+            },
+        }
+    }
+}
+
+/// Evaluates `samples` under `gates`: greedy answers, and the likelihood of the true ones and of their
+/// variants. `decoder` is open for [`crate::graph::Outputs::Model`]. `progress` hears how many samples
+/// are done.
 ///
 /// # Errors
 /// A sample cannot be prepared, or the model fails.
@@ -29,30 +43,97 @@ pub fn evaluate(
     decoder: &mut Decoder,
     samples: &[Sample],
     gates: &Gates,
-    max_new_tokens: usize,
+    settings: &Settings,
     mut progress: impl FnMut(usize),
-) -> Result<Evaluation, Error> {
+) -> Result<Measured, Error> {
     let mut answers = Vec::with_capacity(samples.len());
     for (done, sample) in samples.iter().enumerate() {
-        let answer = generate::greedy(lvlm, decoder, sample, gates, max_new_tokens)?;
-        let embedded = lvlm.embed_as(sample, crate::preprocess::Form::WithAnswer)?;
-        let (sum_nll, tokens) = generate::answer_loss(decoder, &embedded, gates)?;
-        answers.push(Answered {
+        let mut asked = Asked {
+            lvlm,
+            decoder,
+            gates,
+            sample,
+        };
+        answers.push(score(
+            asked.answered(settings.max_new_tokens)?,
+            &settings.scoring,
+        ));
+        progress(done + 1);
+    }
+    Ok(Measured {
+        summary: Summary::of(&answers),
+        answers,
+    })
+}
+
+/// The longest answer to a question that is put as multiple choice, in tokens.
+const CHOICE_TOKENS: usize = 5;
+
+/// One sample, asked.
+struct Asked<'a> {
+    lvlm: &'a mut Lvlm,
+    decoder: &'a mut Decoder,
+    gates: &'a Gates,
+    sample: &'a Sample,
+}
+
+impl Asked<'_> {
+    fn answered(&mut self, max_new_tokens: usize) -> Result<Answered, Error> {
+        let sample = self.sample;
+        let mut answered = Answered {
             id: sample.id.clone(),
             question: sample.question.clone(),
             reference: sample.answer.clone(),
             name: sample.name.clone(),
             facts: sample.facts.clone(),
-            prediction: answer.text,
-            loss: Some(AnswerLoss { sum_nll, tokens }),
-        });
-        progress(done + 1);
+            cloze: sample.task == Task::Cloze,
+            ..Answered::default()
+        };
+        if sample.feed.is_some() {
+            // Ready-made inputs end with their answer, and have no text to compare.
+            answered.likelihood = Some(self.likelihood(&sample.answer)?);
+            return Ok(answered);
+        }
+        if let Some(choice) = &sample.choice {
+            let question = choice_prompt(&sample.question, &choice.options);
+            answered.choice = Some(Chosen {
+                options: choice.options.clone(),
+                correct: choice.correct,
+                prediction: self.says(&question, max_new_tokens.min(CHOICE_TOKENS))?,
+            });
+        }
+        if sample.task == Task::Choice {
+            return Ok(answered);
+        }
+        answered.prediction = Some(self.says(&sample.question, max_new_tokens)?);
+        answered.likelihood = Some(self.likelihood(&sample.answer)?);
+        if let Some(paraphrased) = &sample.paraphrased_answer {
+            answered.paraphrased = Some(self.likelihood(paraphrased)?.loss());
+        }
+        for perturbed in &sample.perturbed_answers {
+            answered.perturbed.push(self.likelihood(perturbed)?.loss());
+        }
+        Ok(answered)
     }
-    let scores: Vec<SampleScores> = answers.iter().map(score).collect();
-    let summary = summarize(&scores);
-    Ok(Evaluation {
-        answers,
-        scores,
-        summary,
-    })
+
+    /// The greedy answer to `question`, put in place of the sample's.
+    fn says(&mut self, question: &str, max_new_tokens: usize) -> Result<String, Error> {
+        let sample = Sample {
+            question: question.to_owned(),
+            ..self.sample.clone()
+        };
+        let generated =
+            generate::greedy(self.lvlm, self.decoder, &sample, self.gates, max_new_tokens)?;
+        Ok(generated.text)
+    }
+
+    /// What the model makes of `answer`, put in place of the sample's.
+    fn likelihood(&mut self, answer: &str) -> Result<TokenLog, Error> {
+        let sample = Sample {
+            answer: answer.to_owned(),
+            ..self.sample.clone()
+        };
+        let embedded = self.lvlm.embed_as(&sample, Form::WithAnswer)?;
+        generate::answer_tokens(self.decoder, &embedded, self.gates)
+    }
 }

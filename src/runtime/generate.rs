@@ -1,10 +1,11 @@
-//! Greedy answers and the loss of given ones.
+//! Greedy answers and the likelihood of given ones.
 //!
 //! In: a sample, gates, limits. Out: the answer that the model would give, token by token with the
-//! key/value cache, as transformers' `generate(do_sample=False)` gives it; or the negative
-//! log-likelihood of the sample's own answer.
+//! key/value cache, as transformers' `generate(do_sample=False)` gives it; or what the model makes of
+//! each token of the sample's own answer.
 
 use ndarray::{ArrayView1, Axis};
+use serde::{Deserialize, Serialize};
 
 use super::{Decoder, Embedded, Error, Lvlm};
 use crate::dataset::Sample;
@@ -57,27 +58,40 @@ pub fn greedy(
     Ok(Generated { ids, text, stopped })
 }
 
-/// Sum of `-ln p` over the answer's tokens, and how many they are. `embedded` holds the answer;
-/// `decoder` is open for [`crate::graph::Outputs::Model`].
+/// What the model makes of an answer, token by token, each given the true ones before it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct TokenLog {
+    /// `[L]`: ln p of the token, in nats, ≤ 0.
+    pub log_probability: Vec<f64>,
+    /// `[L]`: (ln p − μ) ÷ σ, with μ and σ² the mean and variance of ln p over the vocabulary under
+    /// the model's own distribution, σ² at least 1e-6.
+    pub normalized: Vec<f64>,
+    /// `[L]`: whether the token is the most likely one.
+    pub is_top: Vec<bool>,
+}
+
+/// The answer's tokens under teacher forcing. `embedded` holds the answer; `decoder` is open for
+/// [`crate::graph::Outputs::Model`].
 ///
 /// # Errors
 /// The model fails.
-pub fn answer_loss(
+pub fn answer_tokens(
     decoder: &mut Decoder,
     embedded: &Embedded,
     gates: &Gates,
-) -> Result<(f64, usize), Error> {
+) -> Result<TokenLog, Error> {
     let logits = decoder.logits(embedded, gates)?;
-    let mut loss = 0.0;
-    let mut tokens = 0;
+    let mut log = TokenLog::default();
     let predictions = logits.axis_iter(Axis(0)).zip(&embedded.answer_mask);
     for ((row, &counts), &next) in predictions.zip(embedded.input_ids.iter().skip(1)) {
         if counts > 0.0 {
-            loss += negative_log_likelihood(row, next);
-            tokens += 1;
+            let (log_probability, normalized) = likelihood(row, next);
+            log.log_probability.push(log_probability);
+            log.normalized.push(normalized);
+            log.is_top.push(argmax(row) == next);
         }
     }
-    Ok((loss, tokens))
+    Ok(log)
 }
 
 /// The first index of the largest value, as `torch.argmax` on CPU gives it.
@@ -91,17 +105,25 @@ fn argmax(logits: ArrayView1<'_, f32>) -> i64 {
     best.0
 }
 
-/// `-ln softmax(logits)[id]`; infinite for an id that the vocabulary lacks.
-fn negative_log_likelihood(logits: ArrayView1<'_, f32>, id: i64) -> f64 {
+/// `ln softmax(logits)[id]`, and the same less its mean under the softmax, by its standard deviation
+/// there. −∞ for an id that the vocabulary lacks.
+fn likelihood(logits: ArrayView1<'_, f32>, id: i64) -> (f64, f64) {
     let largest = logits.fold(f32::NEG_INFINITY, |largest, &value| largest.max(value));
-    let largest = f64::from(largest);
-    let sum: f64 = logits
-        .iter()
-        .map(|&value| (f64::from(value) - largest).exp())
-        .sum();
-    match usize::try_from(id).ok().and_then(|id| logits.get(id)) {
-        Some(&value) => sum.ln() + largest - f64::from(value),
-        None => f64::INFINITY,
+    let shifted = logits.mapv(|value| f64::from(value) - f64::from(largest));
+    let normalizer = shifted.mapv(f64::exp).sum().ln();
+    let (mut mean, mut square) = (0.0, 0.0);
+    for log_probability in shifted.iter().map(|value| value - normalizer) {
+        let probability = log_probability.exp();
+        // A token that is impossible adds nothing: 0 · −∞ is NaN.
+        if probability > 0.0 {
+            mean += probability * log_probability;
+            square += probability * log_probability * log_probability;
+        }
+    }
+    let deviation = (square - mean * mean).max(1e-6).sqrt();
+    match usize::try_from(id).ok().and_then(|id| shifted.get(id)) {
+        Some(value) => (value - normalizer, (value - normalizer - mean) / deviation),
+        None => (f64::NEG_INFINITY, f64::NEG_INFINITY),
     }
 }
 
@@ -109,7 +131,7 @@ fn negative_log_likelihood(logits: ArrayView1<'_, f32>, id: i64) -> f64 {
 mod tests {
     use ndarray::array;
 
-    use super::{argmax, negative_log_likelihood};
+    use super::{argmax, likelihood};
 
     #[test]
     fn a_tie_goes_to_the_first() {
@@ -117,12 +139,18 @@ mod tests {
     }
 
     #[test]
-    fn the_loss_of_equal_logits_is_the_log_of_their_number() {
-        let loss = negative_log_likelihood(array![7.0, 7.0, 7.0, 7.0].view(), 2);
-        assert!((loss - 4f64.ln()).abs() < 1e-12);
-        assert_eq!(
-            negative_log_likelihood(array![0.0].view(), 5),
-            f64::INFINITY
-        );
+    fn equal_logits_are_equally_likely_and_deviate_by_nothing() {
+        let (log_probability, normalized) = likelihood(array![7.0, 7.0, 7.0, 7.0].view(), 2);
+        assert!((log_probability + 4f64.ln()).abs() < 1e-12);
+        assert!(normalized.abs() < 1e-9);
+        assert_eq!(likelihood(array![0.0].view(), 5).0, f64::NEG_INFINITY);
+    }
+
+    #[test]
+    fn an_impossible_token_does_not_spoil_the_others() {
+        let (log_probability, normalized) =
+            likelihood(array![0.0, f32::NEG_INFINITY, 0.0].view(), 0);
+        assert!((log_probability + 2f64.ln()).abs() < 1e-12);
+        assert!(normalized.is_finite());
     }
 }

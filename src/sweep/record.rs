@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::front;
 use super::{Error, Measure, Objective, Pick, Point, Tradeoff};
-use crate::eval::text::Summary;
+use crate::eval::Summary;
 use crate::files::write_atomic;
 use crate::kvw::PlanSummary;
 
@@ -236,16 +236,9 @@ fn value(sets: &BTreeMap<String, Summary>, measure: &Measure) -> Result<f64, Err
     let summary = sets
         .get(&measure.set)
         .ok_or_else(|| no_metric("there is no such set".into()))?;
-    let summary = serde_json::to_value(summary).unwrap_or_default();
-    let metric = summary
+    let estimate = summary
         .get(&measure.metric)
-        .filter(|metric| metric.is_object())
         .ok_or_else(|| no_metric("there is no such metric".into()))?;
-    metric
-        .get("value")
-        .and_then(serde_json::Value::as_f64)
-        .ok_or_else(|| {
-            let reason = metric.get("reason").and_then(serde_json::Value::as_str);
-            no_metric(reason.unwrap_or("it has no value").to_owned())
-        })
+    let reason = estimate.reason.as_deref().unwrap_or("it has no value");
+    estimate.value.ok_or_else(|| no_metric(reason.to_owned()))
 }

@@ -18,8 +18,7 @@ use super::record::{Binding, Finished, Sweep};
 use super::{Error, Objective, Point};
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
-use crate::eval::evaluate;
-use crate::eval::text::Summary;
+use crate::eval::{Settings, Summary, evaluate};
 use crate::files::Sha256;
 use crate::graph::Outputs;
 use crate::kvw::{self, Coefficients, Gates, LayerRange, Order, RuleKind};
@@ -397,17 +396,19 @@ impl<'a> Worker<'a> {
     /// Every set under `gates`, by name.
     fn evaluate(&mut self, gates: &Gates) -> Result<BTreeMap<String, Summary>, Error> {
         let mut summaries = BTreeMap::new();
+        let sets = self.job.sets().map(|(_, set)| set);
+        let settings = Settings::new(self.job.max_new_tokens, sets);
         for (name, set) in self.job.sets() {
-            let evaluation = evaluate(
+            let measured = evaluate(
                 &mut self.model.lvlm,
                 &mut self.answering,
                 self.job.evaluated(set),
                 gates,
-                self.job.max_new_tokens,
+                &settings,
                 |_| {},
             )
             .map_err(pipeline::Error::from)?;
-            summaries.insert(name.to_owned(), evaluation.summary);
+            summaries.insert(name.to_owned(), measured.summary);
         }
         Ok(summaries)
     }
