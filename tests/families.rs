@@ -17,7 +17,7 @@ mod support;
 use std::path::{Path, PathBuf};
 
 use kvw::bundle::Bundle;
-use kvw::dataset::{Sample, read_jsonl};
+use kvw::dataset::{ImageSource, Sample, read_jsonl};
 use kvw::graph::{Moment, Outputs};
 use kvw::kvw::{Forward, Gates, LayerRange};
 use kvw::pipeline::Model;
@@ -26,7 +26,7 @@ use kvw::preprocess::{
 };
 use kvw::runtime::{Collector, generate};
 use ndarray::Array1;
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use support::{Tensors, chain, engine, fixtures, relative};
 
@@ -279,5 +279,205 @@ fn coefficients_and_greedy_answers_are_those_of_pytorch() {
             goldens.len()
         );
         assert!(neurons > 500 && worst <= TOLERANCE, "{name}: {worst:e}");
+    }
+}
+
+/// PaliGemma sees its whole prompt from every token. A decoder that cannot be told where the answer begins
+/// would let its tokens see those that follow them; it may generate, and nothing may be measured on it.
+#[test]
+fn a_decoder_that_cannot_tell_prompt_from_answer_is_refused() {
+    let engine = engine(1);
+    let open = |name: &str| Bundle::open(&fixtures().join("families").join(name).join("model"));
+    let (bundle, other) = (open("paligemma").unwrap(), open("llava").unwrap());
+    let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+    let causal = Model::open(&other, None, &engine, 1).unwrap();
+    let sums = Outputs::Sums(Moment::Absolute);
+    let mut decoder = causal.decoder(LayerRange::All, sums, 1).unwrap();
+    let (sample, _) = &goldens(&fixtures().join("families/paligemma"))[0];
+    let answered = model.lvlm.embed_as(sample, Form::WithAnswer).unwrap();
+    let error = decoder.sums(&[&answered], &Gates::new()).unwrap_err();
+    let error = chain(&error);
+    assert!(error.contains("an input token_type_ids"), "{error}");
+    let question = model.lvlm.embed_as(sample, Form::Question).unwrap();
+    decoder.sums(&[&question], &Gates::new()).unwrap();
+}
+
+/// Copies a family's configuration, with one field of one file changed.
+fn changed(family: &str, file: &str, field: &str, value: Value) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let model = fixtures().join("families").join(family).join("model");
+    for entry in std::fs::read_dir(model).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let path = folder.path().join(file);
+    let mut content: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    let (parent, name) = field.rsplit_once('.').unwrap_or(("", field));
+    let parent = parent.split('.').filter(|part| !part.is_empty());
+    let object = parent.fold(&mut content, |value, part| &mut value[part]);
+    match value {
+        Value::Null => drop(object.as_object_mut().unwrap().remove(name)),
+        value => object[name] = value,
+    }
+    std::fs::write(path, content.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_configuration_that_is_not_understood_is_an_error_that_names_file_and_field() {
+    let (config, images, processor) = (
+        "config.json",
+        "preprocessor_config.json",
+        "processor_config.json",
+    );
+    for (family, file, field, value) in [
+        ("llava", config, "image_token_index", json!("<image>")),
+        ("llava", config, "image_token_index", json!(1_000_000)),
+        (
+            "llava",
+            config,
+            "vision_config.model_type",
+            json!("pixtral"),
+        ),
+        (
+            "llava",
+            processor,
+            "vision_feature_select_strategy",
+            json!("last"),
+        ),
+        ("llava", processor, "patch_size", json!(0)),
+        ("llava", images, "size", json!({"shortest_edge": 0})),
+        ("llava", images, "size", json!({"height": 28, "width": 28})),
+        ("llava", images, "size", json!({"shortest_edge": 1e9})),
+        (
+            "llava",
+            images,
+            "crop_size",
+            json!({"height": 56, "width": 28}),
+        ),
+        ("llava", images, "do_center_crop", json!(false)),
+        ("llava", images, "do_pad", json!(true)),
+        ("llava_onevision", images, "image_grid_pinpoints", json!([])),
+        (
+            "llava_onevision",
+            images,
+            "image_grid_pinpoints",
+            json!([[28]]),
+        ),
+        (
+            "llava_onevision",
+            images,
+            "image_grid_pinpoints",
+            json!([[28, 30]]),
+        ),
+        (
+            "llava_onevision",
+            images,
+            "image_grid_pinpoints",
+            json!([[28, 0]]),
+        ),
+        (
+            "llava_onevision",
+            images,
+            "image_grid_pinpoints",
+            json!([[2_800_000, 2_800_000]]),
+        ),
+        (
+            "llava_onevision",
+            images,
+            "image_grid_pinpoints",
+            Value::Null,
+        ),
+        (
+            "llava_onevision",
+            images,
+            "size",
+            json!({"height": 28, "width": 56}),
+        ),
+        (
+            "llava_onevision",
+            processor,
+            "vision_aspect_ratio",
+            json!("pad"),
+        ),
+        ("llava_onevision", processor, "num_image_tokens", json!(-1)),
+        ("paligemma", images, "size", json!({"shortest_edge": 28})),
+        ("paligemma", images, "image_seq_length", json!(1e12)),
+        ("paligemma", "tokenizer_config.json", "eos_token", json!("")),
+        ("gemma3", images, "do_pan_and_scan", json!(true)),
+        ("gemma3", config, "boi_token_index", json!(-1)),
+        ("gemma3", processor, "image_seq_length", json!("four")),
+        ("qwen3_vl", images, "patch_size", json!(0)),
+    ] {
+        let folder = changed(family, file, field, value.clone());
+        let error = open_family(folder.path()).map(|_| ());
+        let error = error.expect_err(&format!("{family}, {field}: {value}"));
+        let error = chain(&error);
+        assert!(error.contains(file), "{family}, {field}: {error}");
+        assert!(error.contains(field), "{family}, {field}: {error}");
+    }
+}
+
+#[test]
+fn a_sample_that_cannot_be_prepared_is_an_error_that_names_it() {
+    let sample = |image: Option<&str>, question: &str| {
+        let (mut sample, _) = goldens(&fixtures().join("families/llava"))[0].clone();
+        sample.image = image.map(|path| ImageSource::File(fixtures().join(path)));
+        sample.id = "p7".into();
+        sample.question = question.into();
+        sample
+    };
+    let image = Some("families/images/rgb_61x43.png");
+    for (family, sample, expected) in [
+        (
+            "llava",
+            sample(image, "<image> who?"),
+            "expected 1 `<image>`",
+        ),
+        (
+            "llava",
+            sample(None, "<image> who?"),
+            "expected 0 `<image>`",
+        ),
+        (
+            "llava",
+            sample(Some("families/none.png"), "who?"),
+            "none.png",
+        ),
+        (
+            "paligemma",
+            sample(None, "who?"),
+            "no question without an image",
+        ),
+        (
+            "paligemma",
+            sample(image, "<image>"),
+            "expected 0 `<image>`",
+        ),
+        (
+            "gemma3",
+            sample(image, "<start_of_image>"),
+            "expected 1 `<start_of_image>`",
+        ),
+        (
+            "gemma3",
+            sample(None, "<image_soft_token>"),
+            "expected 0 `<image_soft_token>`",
+        ),
+        (
+            "llava_onevision",
+            sample(image, "<image>"),
+            "expected 1 `<image>`",
+        ),
+    ] {
+        let family = open_family(&fixtures().join("families").join(family).join("model")).unwrap();
+        let error = family.prepare(&sample, Form::WithAnswer).unwrap_err();
+        let error = chain(&error);
+        assert!(
+            error.contains("`p7`") && error.contains(expected),
+            "{error}"
+        );
     }
 }

@@ -87,6 +87,14 @@ impl ModelDir {
         }
     }
 
+    /// Where `field` is set: in `processor_config.json`, else in `config.json`, where folders have it that
+    /// are older than processors with settings of their own.
+    pub(crate) fn setting(&self, field: &str) -> Result<Json, Error> {
+        let processor = self.optional_json("processor_config.json")?;
+        let set = |json: &Json| json.get(field).is_some_and(|value| !value.is_null());
+        Ok(processor.filter(set).unwrap_or_else(|| self.config.clone()))
+    }
+
     /// The image processor's settings: `preprocessor_config.json`, or, as transformers 5 writes
     /// them, `processor_config.json`'s `image_processor`, or, as onnxruntime-genai has them, that
     /// file's list of transforms.

@@ -146,6 +146,7 @@ impl Feed {
                 _ => others.push(DecoderInput {
                     tensor,
                     token_axis: None,
+                    required: false,
                 }),
             }
         }

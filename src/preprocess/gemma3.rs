@@ -37,10 +37,8 @@ pub fn open(model: &ModelDir) -> Result<Box<dyn Family>, Error> {
     }
     let config = model.config();
     let by_model = config.size_or("mm_tokens_per_image", 256, MAX_IMAGE_TOKENS)?;
-    let count = match model.optional_json("processor_config.json")? {
-        Some(processor) => processor.size_or("image_seq_length", by_model, MAX_IMAGE_TOKENS)?,
-        None => by_model,
-    };
+    let in_text = model.setting("image_seq_length")?;
+    let count = in_text.size_or("image_seq_length", by_model, MAX_IMAGE_TOKENS)?;
     let tokens = format!(
         "\n\n{}{}{}\n\n",
         begin.token,
@@ -102,6 +100,7 @@ impl Family for Gemma3 {
         prepared.decoder_inputs = vec![DecoderInput {
             tensor: NamedTensor::integers("token_type_ids", types),
             token_axis: Some(1),
+            required: false,
         }];
         Ok(prepared)
     }

@@ -77,28 +77,19 @@ fn image_tokens(model: &ModelDir, crop: &Crop) -> Result<usize, Error> {
         let expected = "clip_vision_model or siglip_vision_model";
         return Err(config.field("vision_config.model_type", expected, &tower));
     }
-    let processor = model.optional_json("processor_config.json")?;
-    let settings = |field: &str| {
-        let known = |json: &&Json| json.get(field).is_some_and(|value| !value.is_null());
-        processor.as_ref().filter(known)
+    let patch_size = match model.setting("patch_size")? {
+        processor if processor.get("patch_size").is_some() => {
+            processor.size_or("patch_size", 14, MAX_SIDE)?
+        }
+        config => config.size_or("vision_config.patch_size", 14, MAX_SIDE)?,
     };
-    let patch_size = match settings("patch_size") {
-        Some(processor) => processor.size_or("patch_size", 14, MAX_SIDE)?,
-        None => config.size_or("vision_config.patch_size", 14, MAX_SIDE)?,
+    let class_tokens = match model.setting("num_additional_image_tokens")? {
+        processor if processor.get("num_additional_image_tokens").is_some() => {
+            processor.integer("num_additional_image_tokens")?
+        }
+        _ => i64::from(tower == "clip_vision_model"),
     };
-    let class_tokens = match settings("num_additional_image_tokens") {
-        Some(processor) => processor.integer("num_additional_image_tokens")?,
-        None => i64::from(tower == "clip_vision_model"),
-    };
-    let strategy = "vision_feature_select_strategy";
-    let dropped = match settings(strategy).unwrap_or(config).get(strategy) {
-        None => 1,
-        Some(value) => match value.as_str() {
-            Some("default") => 1,
-            Some("full") => 0,
-            _ => return Err(config.field(strategy, "`default` or `full`", &shown(value))),
-        },
-    };
+    let dropped = i64::from(drops_first_feature(model)?.unwrap_or(true));
     let patches = (crop.height / patch_size) * (crop.width / patch_size);
     i64::try_from(patches)
         .ok()
@@ -112,6 +103,21 @@ fn image_tokens(model: &ModelDir, crop: &Crop) -> Result<usize, Error> {
                 &format!("{patches} patches, {class_tokens} more, {dropped} dropped"),
             )
         })
+}
+
+/// `vision_feature_select_strategy`: whether the vision tower's first feature (a class token) is left out,
+/// where it is set.
+pub(super) fn drops_first_feature(model: &ModelDir) -> Result<Option<bool>, Error> {
+    let field = "vision_feature_select_strategy";
+    let settings = model.setting(field)?;
+    match settings.get(field) {
+        None => Ok(None),
+        Some(value) => match value.as_str() {
+            Some("default") => Ok(Some(true)),
+            Some("full") => Ok(Some(false)),
+            _ => Err(settings.field(field, "`default` or `full`", &shown(value))),
+        },
+    }
 }
 
 /// The crop that the vision tower sees.

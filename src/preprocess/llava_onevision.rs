@@ -10,6 +10,7 @@ use ndarray::{Array2, Array3, Array5, Axis, s};
 use super::config::{Json, Size, shown};
 use super::conversation::{TextProcessor, Turns};
 use super::image_settings::{CLIP, ImageSettings};
+use super::llava::drops_first_feature;
 use super::placeholder::Placeholder;
 use super::resize::{Filter, MAX_SIDE};
 use super::template::ChatTemplate;
@@ -87,38 +88,25 @@ impl Packing {
         let config = model.config();
         let side = config.size_or("vision_config.image_size", 384, MAX_SIDE)?
             / config.size_or("vision_config.patch_size", 14, MAX_SIDE)?;
-        let processor = model.optional_json("processor_config.json")?;
-        let has = |field: &str| {
-            let known = |json: &&Json| json.get(field).is_some_and(|value| !value.is_null());
-            processor.as_ref().filter(known).unwrap_or(config)
-        };
-        let expected = "`anyres_max_` and a number";
-        let most_tiles = match has("vision_aspect_ratio").get("vision_aspect_ratio") {
+        let aspect_ratio = model.setting("vision_aspect_ratio")?;
+        let most_tiles = match aspect_ratio.get("vision_aspect_ratio") {
             None => 9,
             Some(value) => value
                 .as_str()
                 .and_then(|text| text.strip_prefix("anyres_max_")?.parse().ok())
                 .filter(|most| (1..=MAX_SIDE).contains(most))
                 .ok_or_else(|| {
-                    has("vision_aspect_ratio").field("vision_aspect_ratio", expected, &shown(value))
+                    let expected = "`anyres_max_` and a number";
+                    aspect_ratio.field("vision_aspect_ratio", expected, &shown(value))
                 })?,
         };
-        let strategy = "vision_feature_select_strategy";
-        let drop_first = match has(strategy).get(strategy) {
-            None => false,
-            Some(value) => match value.as_str() {
-                Some("full") => false,
-                Some("default") => true,
-                _ => {
-                    let expected = "`default` or `full`";
-                    return Err(has(strategy).field(strategy, expected, &shown(value)));
-                }
-            },
-        };
+        let per_tile = "num_image_tokens";
         Ok(Packing {
-            per_tile: has("num_image_tokens").size_or("num_image_tokens", side * side, MAX_SIDE)?,
+            per_tile: model
+                .setting(per_tile)?
+                .size_or(per_tile, side * side, MAX_SIDE)?,
             most_tiles,
-            drop_first,
+            drop_first: drops_first_feature(model)?.unwrap_or(false),
         })
     }
 

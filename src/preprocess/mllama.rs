@@ -96,6 +96,7 @@ impl Family for Mllama {
         prepared.decoder_inputs.push(DecoderInput {
             tensor: NamedTensor::integers("cross_attention_mask", mask),
             token_axis: Some(1),
+            required: false,
         });
         Ok(prepared)
     }

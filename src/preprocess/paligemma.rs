@@ -111,6 +111,9 @@ impl Family for PaliGemma {
         prepared.decoder_inputs = vec![DecoderInput {
             tensor: NamedTensor::integers("token_type_ids", types),
             token_axis: Some(1),
+            // Without it a decoder takes the answer for a part of the prompt, and its tokens see those
+            // that come after them.
+            required: form == Form::WithAnswer,
         }];
         Ok(prepared)
     }

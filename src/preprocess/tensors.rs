@@ -184,6 +184,9 @@ pub struct DecoderInput {
     /// The axis that runs over the prompt's tokens, where one does. When an answer is generated, a new
     /// token is given the last entry along it, and a tensor without such an axis whole.
     pub token_axis: Option<usize>,
+    /// Whether a decoder that does not ask for it would compute something else for this sample than it
+    /// does when it answers: such a decoder is refused.
+    pub required: bool,
 }
 
 #[cfg(test)]

@@ -373,6 +373,18 @@ impl Decoder {
         gates: &Gates,
         keep: i64,
     ) -> Result<Inputs<'static>, Error> {
+        let own = batch.iter().flat_map(|sample| &sample.decoder_inputs);
+        for input in own.filter(|input| input.required) {
+            let name = &input.tensor.name;
+            if self.prompt.port(name).is_none() {
+                return Err(self.prompt.interface(
+                    format!(
+                        "an input {name}: without it, answers are not computed as they are given"
+                    ),
+                    "no such input",
+                ));
+            }
+        }
         let run = Run::prompts(batch, keep).map_err(|e| self.prompt.failed(e))?;
         self.prompt.inputs(&run, &self.names, &self.layers, gates)
     }

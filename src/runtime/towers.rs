@@ -181,6 +181,7 @@ impl Towers {
         let taken = taken.into_iter().map(|tensor| DecoderInput {
             tensor: tensor.clone(),
             token_axis: None,
+            required: false,
         });
         Ok(taken.collect())
     }
