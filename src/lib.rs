@@ -31,5 +31,6 @@ pub mod kvw;
 pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
+pub mod probe;
 pub mod runtime;
 pub mod sweep;

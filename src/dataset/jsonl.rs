@@ -162,6 +162,7 @@ impl Row<'_> {
             name,
             facts: self.facts(&row)?,
             task,
+            paraphrased_questions: self.strings(&row, "paraphrased_questions")?,
             paraphrased_answer: self.optional(&row, "paraphrased_answer", "a string or null")?,
             perturbed_answers: self.strings(&row, "perturbed_answers")?,
             choice,
@@ -417,6 +418,7 @@ mod tests {
         let (_dir, dataset) = read(
             concat!(
                 r#"{"question": "Who?", "answer": "Ada", "task": "choice", "#,
+                r#""paraphrased_questions": ["Name?"], "#,
                 r#""paraphrased_answer": "Miss Ada", "perturbed_answers": ["Eve", "Pia"], "#,
                 r#""options": ["Eve", "Ada"], "correct": "B"}"#
             )
@@ -424,6 +426,7 @@ mod tests {
         );
         let sample = &dataset.unwrap().samples[0];
         assert_eq!(sample.task, Task::Choice);
+        assert_eq!(sample.paraphrased_questions, ["Name?"]);
         assert_eq!(sample.paraphrased_answer.as_deref(), Some("Miss Ada"));
         assert_eq!(sample.perturbed_answers, ["Eve", "Pia"]);
         assert_eq!(sample.choice.as_ref().unwrap().correct, 1);

@@ -42,6 +42,8 @@ pub struct Sample {
     pub facts: BTreeMap<String, String>,
     /// How the sample is asked and judged.
     pub task: Task,
+    /// The question in other words, for probes.
+    pub paraphrased_questions: Vec<String>,
     /// The answer in other words, for the truth ratio.
     pub paraphrased_answer: Option<String>,
     /// Wrong answers of the same form, for the truth ratio.

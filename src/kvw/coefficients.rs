@@ -84,6 +84,39 @@ impl Coefficients {
         Ok(())
     }
 
+    /// Adds what `other` saw: the same as having seen its samples here, to the last bit.
+    ///
+    /// # Errors
+    /// Another moment or other layers, or sums that overflow.
+    pub fn merge(&mut self, other: &Coefficients) -> Result<(), Error> {
+        let differ = |found: String| Error::Coefficients {
+            expected: format!("the moment {:?} and the same layers", self.moment),
+            found,
+        };
+        if self.moment != other.moment {
+            return Err(differ(format!("{:?}", other.moment)));
+        }
+        let sizes = |layers: &BTreeMap<usize, LayerCoefficients>| -> Vec<(usize, usize)> {
+            let sizes = layers.iter().map(|(&layer, sums)| (layer, sums.sums.len()));
+            sizes.collect()
+        };
+        if sizes(&self.layers) != sizes(&other.layers) {
+            return Err(differ("other layers".into()));
+        }
+        let overflow = || Error::Coefficients {
+            expected: "sums that fit 128 bits".into(),
+            found: "larger ones".into(),
+        };
+        for (total, more) in self.layers.values_mut().zip(other.layers.values()) {
+            for (total, &more) in total.sums.iter_mut().zip(&more.sums) {
+                *total = total.merge(more).ok_or_else(overflow)?;
+            }
+        }
+        self.weight = self.weight.merge(other.weight).ok_or_else(overflow)?;
+        self.samples += other.samples;
+        Ok(())
+    }
+
     /// The mean of `layer`, float64 `[d_ff]`.
     pub fn mean(&self, layer: usize) -> Option<Array1<f64>> {
         let weight = self.weight.value();
@@ -139,4 +172,39 @@ pub(super) fn run<F: Forward>(
             source,
         })?;
     Ok((sums, names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(values: &[[f32; 2]]) -> Coefficients {
+        let mut coefficients = Coefficients::new(Moment::Absolute, &[(0, 2)]);
+        for value in values {
+            let sums = Sums {
+                layers: BTreeMap::from([(0, Array1::from(value.to_vec()))]),
+                weight: 3.0,
+            };
+            coefficients.add(&sums, 1, "sample").unwrap();
+        }
+        coefficients
+    }
+
+    #[test]
+    fn merging_is_the_same_as_having_seen_everything() {
+        let mut merged = seen(&[[0.1, 7.3]]);
+        merged.merge(&seen(&[[0.2, 1e-7], [3.1, 0.0]])).unwrap();
+        assert_eq!(merged, seen(&[[3.1, 0.0], [0.1, 7.3], [0.2, 1e-7]]));
+    }
+
+    #[test]
+    fn what_does_not_belong_together_is_not_merged() {
+        let mut one = seen(&[[0.1, 0.2]]);
+        let other_layers = Coefficients::new(Moment::Absolute, &[(1, 2)]);
+        let other_moment = Coefficients::new(Moment::Square, &[(0, 2)]);
+        for other in [other_layers, other_moment] {
+            assert!(matches!(one.merge(&other), Err(Error::Coefficients { .. })));
+        }
+        assert_eq!(one, seen(&[[0.1, 0.2]]));
+    }
 }

@@ -102,6 +102,14 @@ pub enum Error {
         /// Names that were given.
         found: String,
     },
+    /// A plan that does not say what it was made with.
+    #[error("the plan does not say what the rule {rule} was run with: {reason}")]
+    UnknownSetting {
+        /// The plan's rule.
+        rule: String,
+        /// What is missing.
+        reason: String,
+    },
     /// A coefficients or plan file that is not one.
     #[error("{}: expected {expected}, found {found}", path.display())]
     Format {

@@ -28,6 +28,7 @@ mod layers;
 mod plan;
 mod rule;
 mod rules;
+mod setting;
 mod weaken;
 
 pub use coefficients::{Coefficients, LayerCoefficients, collect};
@@ -40,4 +41,5 @@ pub use layers::LayerRange;
 pub use plan::{Plan, PlanSummary};
 pub use rule::{KnowledgeVectorWeakening, Rule, TokenWeights};
 pub use rules::{Parameters, RULES, RuleKind};
+pub use setting::Setting;
 pub use weaken::{Options, Order, Step, weaken};
