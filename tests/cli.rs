@@ -1486,3 +1486,168 @@ fn a_sweep_goes_on_where_it_stopped_and_ends_as_if_it_never_had() {
         "expected format kvw-sweep, schema_version 1, found format kvw-plan, schema_version 1",
     );
 }
+
+// ---- targets, probes, controls ---------------------------------------------------------------------
+
+#[test]
+fn a_target_is_met_by_the_written_model_or_nothing_is_written() {
+    let folder = TempDir::new().unwrap();
+    let unlearn = |target: &str, more: &[&str]| {
+        let mut command = kvw(folder.path());
+        command.args(["unlearn", &format!("{DEMO}/model"), "-o", "out"]);
+        command.args(["--forget", &format!("{DEMO}/data/forget_heldout.jsonl")]);
+        command.args(["--retain", &format!("{DEMO}/data/retain_heldout.jsonl")]);
+        command.args(["--eval-limit", "6", "--layers", "0-2"]);
+        command.args(["--target-forget", target, "--min-retain", "0.5"]);
+        command.args(more);
+        command
+    };
+    // γ 0.01 in six steps changes no answer.
+    let output = unlearn("0.2", &["--gamma", "0.01"]).output().unwrap();
+    let told = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{told}");
+    assert!(
+        told.contains("no setting does what was asked for"),
+        "{told}"
+    );
+    assert!(
+        told.contains("the nearest is gamma 0.01, layers 0-2"),
+        "{told}"
+    );
+    let left: Vec<_> = fs::read_dir(folder.path())
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(left, ["out.sweep.json"], "only the points are kept");
+
+    // The same points, and a stronger one: the sweep's file goes on, the model is written.
+    done(&mut unlearn(
+        "0.5",
+        &["--gamma", "1.5", "--control", "permuted=1"],
+    ));
+    let sweep = read_json(&folder.path().join("out.sweep.json"));
+    assert_eq!(sweep["points"].as_array().unwrap().len(), 2);
+    assert_eq!(sweep["pick"]["point"], 1);
+    let receipt = read_json(&folder.path().join("out/kvw.json"));
+    assert_eq!(receipt["plan"]["parameters"]["gamma"], 1.5);
+    let evidence = read_json(&folder.path().join("out.evaluation.json"));
+    let after = &evidence["sets"][0]["models"]["after"]["summary"]["name_accuracy"]["value"];
+    assert!(after.as_f64().unwrap() <= 0.5, "{after}");
+    assert_eq!(evidence["controls"][0]["control"], "permuted");
+    assert_eq!(evidence["controls"][0]["draws"], 1);
+
+    // A sweep of other data has nothing to say here.
+    let output = unlearn(
+        "0.5",
+        &["--sweep", "out.sweep.json", "--epochs", "2", "--force"],
+    )
+    .output()
+    .unwrap();
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("belong to another epochs"));
+}
+
+#[test]
+fn probes_ask_in_other_ways_and_say_what_they_could_not() {
+    let folder = TempDir::new().unwrap();
+    let data = |name: &str| format!("{DEMO}/data/{name}.jsonl");
+    done(kvw(folder.path()).args([
+        "unlearn",
+        &format!("{DEMO}/model"),
+        "-o",
+        "out",
+        "--plan",
+        "p.plan",
+        "--forget",
+        &data("forget_heldout"),
+        "--retain",
+        &data("retain_heldout"),
+        "--gamma",
+        "1.5",
+        "--layers",
+        "0-2",
+        "--eval-limit",
+        "0",
+    ]));
+    let told = done(kvw(folder.path()).args([
+        "probe",
+        &format!("{DEMO}/model"),
+        "--plan",
+        "p.plan",
+        "--forget",
+        &data("forget_probes"),
+        "--eval",
+        &data("shapes"),
+        "--limit",
+        "3",
+        "--probe",
+        "paraphrased_questions",
+        "--probe",
+        "multiple_choice",
+        "--probe",
+        "hint_facts",
+        "--control",
+        "permuted=2",
+        "-o",
+        "probe.json",
+        "--format",
+        "json",
+    ]));
+    let told: Value = serde_json::from_str(&told).unwrap();
+    let sets: Vec<_> = told["sets"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|set| {
+            (
+                set["set"].as_str().unwrap(),
+                set["samples"].as_u64().unwrap(),
+            )
+        })
+        .collect();
+    assert_eq!(
+        sets,
+        [
+            ("forget_probes", 3),
+            ("forget_probes/paraphrased_questions", 3),
+            ("forget_probes/hint_facts", 1),
+            ("forget_probes/multiple_choice", 3),
+            ("shapes", 3),
+        ]
+    );
+    let skipped: Vec<_> = told["skipped"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|skipped| format!("{} {}", skipped["set"], skipped["probe"]))
+        .collect();
+    assert_eq!(skipped.len(), 3, "{skipped:?}");
+    let choice = &told["sets"][3]["models"];
+    assert_eq!(choice["before"]["summary"]["ranked_first"]["value"], 1.0);
+    assert!(
+        choice["before"]["answers"].is_null(),
+        "answers are in the file only"
+    );
+    let spread = &told["controls"][0]["sets"]["forget"]["name_accuracy"]["values"];
+    assert_eq!(spread.as_array().unwrap().len(), 2);
+    let file = read_json(&folder.path().join("probe.json"));
+    let asked = file["sets"][2]["models"]["after"]["answers"][0]["question"].as_str();
+    assert!(
+        asked.unwrap().starts_with("The person's job is "),
+        "{asked:?}"
+    );
+
+    let refused = kvw(folder.path())
+        .args(["probe", &format!("{DEMO}/model"), "--plan", "p.plan"])
+        .args([
+            "--forget",
+            &data("shapes"),
+            "--retain",
+            &data("retain_heldout"),
+        ])
+        .args(["--limit", "1", "--control", "other-people"])
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("expected names in the forget set"));
+}

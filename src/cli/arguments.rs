@@ -71,9 +71,9 @@ pub(super) struct WeakenArguments {
     /// to 18 forgets. Default: 10 / steps. (The authors' 0.02 belongs to some hundreds of steps.)
     #[arg(long, value_name = "GAMMA", value_parser = parse_gamma, allow_negative_numbers = true)]
     pub(super) gamma: Option<f64>,
-    /// Layers to weaken: an inclusive range like 1-25, one layer, or all
-    #[arg(long, default_value = "all", value_name = "RANGE")]
-    pub(super) layers: LayerRange,
+    /// Layers to weaken: an inclusive range like 1-25, one layer, or all [default: all]
+    #[arg(long, value_name = "RANGE")]
+    pub(super) layers: Option<LayerRange>,
     #[command(flatten)]
     pub(super) steps: StepArguments,
 }
@@ -145,6 +145,10 @@ pub(super) fn parse_gamma(text: &str) -> Result<f64, String> {
 const GAMMA_STEPS: f64 = 10.0;
 
 impl WeakenArguments {
+    pub(super) fn layers(&self) -> LayerRange {
+        self.layers.unwrap_or(LayerRange::All)
+    }
+
     /// The rule, for a forget set of this size. Says so where it had to choose γ.
     pub(super) fn rule(&self, samples: usize, printer: &Printer) -> KnowledgeVectorWeakening {
         let gamma = self.gamma.unwrap_or_else(|| {
@@ -160,14 +164,14 @@ impl WeakenArguments {
 
     pub(super) fn options(&self, model: &Model<'_>) -> Result<Options, Error> {
         Ok(Options {
-            layers: self.layers,
+            layers: self.layers(),
             batch_size: self.steps.batch_size,
             epochs: self.steps.epochs,
             order: self.steps.order(),
             keep_norm: self
                 .steps
                 .keep_norm
-                .then(|| model.column_norms(self.layers))
+                .then(|| model.column_norms(self.layers()))
                 .transpose()?,
         })
     }

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 use super::arguments::{RuntimeArguments, SetArgument, StepArguments, WeakenArguments};
 use super::outcome::Outcome;
 use super::printer::Printer;
+use super::probe::ControlArguments;
+use super::sweep::TargetArguments;
 use super::unlearn::{Unlearn, Unlearned};
 use crate::eval::SetKind;
 use crate::files::{RECEIPT, StagedFolder};
@@ -92,12 +94,14 @@ impl Demo {
             force: false,
             weakening: WeakenArguments {
                 gamma: Some(parameters.gamma),
-                layers: crate::kvw::LayerRange::Inclusive {
+                layers: Some(crate::kvw::LayerRange::Inclusive {
                     start: parameters.start_layer,
                     end: parameters.end_layer,
-                },
+                }),
                 steps: StepArguments::default(),
             },
+            targets: TargetArguments::default(),
+            controls: ControlArguments::default(),
             runtime: self.runtime.clone(),
         };
         let shown = Shown {

@@ -140,6 +140,7 @@ impl Eval {
             runtime: engine.describe(),
             sets: evaluated,
             comparisons: Vec::new(),
+            controls: Vec::new(),
         };
         evidence.compare();
         if let Some(output) = &self.output {

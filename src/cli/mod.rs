@@ -13,6 +13,7 @@ mod eval;
 mod inspect;
 mod outcome;
 mod printer;
+mod probe;
 mod runtime;
 mod sweep;
 mod unlearn;
@@ -56,6 +57,7 @@ enum Verb {
     Weaken(weaken::Weaken),
     Apply(apply::Apply),
     Eval(eval::Eval),
+    Probe(probe::ProbeVerb),
     Sweep(sweep::SweepVerb),
     Diff(diff::Diff),
     Doctor(runtime::Doctor),
@@ -84,6 +86,7 @@ pub fn main() -> ExitCode {
         Verb::Weaken(verb) => verb.run(&printer),
         Verb::Apply(verb) => verb.run(&printer),
         Verb::Eval(verb) => verb.run(&printer),
+        Verb::Probe(verb) => verb.run(&printer),
         Verb::Sweep(verb) => verb.run(&printer),
         Verb::Diff(verb) => verb.run(&printer),
         Verb::Doctor(verb) => verb.run(&printer),

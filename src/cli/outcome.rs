@@ -96,6 +96,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         crate::kvw::Error,
         crate::onnx::Error,
         crate::preprocess::Error,
+        crate::probe::Error,
         crate::runtime::Error,
         crate::runtime::device::Error,
         crate::runtime::fetch::Error,

@@ -18,7 +18,7 @@ use crate::eval::set_names;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, RuleKind};
 use crate::pipeline::Error;
 use crate::runtime::Engine;
-use crate::sweep::{self, Event, Finished, Grid, Measure, Objective, Sweep, Tradeoff};
+use crate::sweep::{self, Event, Finished, Grid, Measure, Objective, Point, Sweep, Tradeoff};
 
 /// Try many settings: what is forgotten against what is kept
 ///
@@ -143,16 +143,54 @@ pub(super) fn parse_share(text: &str) -> Result<f64, String> {
 
 impl ObjectiveArguments {
     pub(super) fn objective(&self) -> Objective {
-        let measure = |set: &str| Measure {
-            set: set.into(),
-            metric: self.metric.clone(),
-        };
-        Objective {
-            forget: measure("forget"),
-            retain: measure("retain"),
-            min_retain: self.min_retain,
-            target_forget: self.target_forget,
-        }
+        objective(&self.metric, self.min_retain, self.target_forget)
+    }
+}
+
+fn objective(metric: &str, min_retain: f64, target_forget: Option<f64>) -> Objective {
+    let measure = |set: &str| Measure {
+        set: set.into(),
+        metric: metric.to_owned(),
+    };
+    Objective {
+        forget: measure("forget"),
+        retain: measure("retain"),
+        min_retain,
+        target_forget,
+    }
+}
+
+/// What `unlearn` must reach.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Target")]
+pub(super) struct TargetArguments {
+    /// Search for the setting: of those that keep enough of the retain set, the one that forgets most. If
+    /// none brings the metric on the forget set down to this, fail and write no model. --gamma and
+    /// --layers narrow the search. The points go to OUTPUT.sweep.json
+    #[arg(long, value_name = "VALUE", value_parser = parse_share, requires = "retain")]
+    pub(super) target_forget: Option<f64>,
+    /// What is enough: this share of the untouched model's metric on the retain set [default: 0.95]
+    #[arg(long, value_name = "SHARE", value_parser = parse_share, requires = "target_forget")]
+    pub(super) min_retain: Option<f64>,
+    /// The metric on both sets [default: name_accuracy]
+    #[arg(long, value_name = "METRIC", requires = "target_forget")]
+    pub(super) target_metric: Option<String>,
+    /// Choose among the points of this file, from `kvw sweep` with the same data, instead of running a
+    /// sweep
+    #[arg(long, value_name = "FILE", requires = "target_forget")]
+    pub(super) sweep: Option<PathBuf>,
+}
+
+impl TargetArguments {
+    /// What is asked for, if anything is.
+    pub(super) fn objective(&self) -> Option<Objective> {
+        let metric = self.target_metric.as_deref().unwrap_or("name_accuracy");
+        let target = self.target_forget?;
+        Some(objective(
+            metric,
+            self.min_retain.unwrap_or(0.95),
+            Some(target),
+        ))
     }
 }
 
@@ -170,13 +208,16 @@ impl SweepVerb {
         let retain = dataset(&self.retain)?;
         let others = named(&self.eval)?;
         if self.force {
-            remove(&self.output)?;
+            remove_file(&self.output)?;
         }
+        let steps = self.steps.count(forget.samples.len());
+        let grid = self.axes.grid(bundle.layers(), steps)?;
         let request = Request {
             forget: &forget,
             retain: &retain,
             others: &others,
-            axes: &self.axes,
+            rule: grid.rule,
+            points: grid.points()?,
             objective: self.objective.objective(),
             steps: &self.steps,
             eval_limit: self.eval_limit,
@@ -212,12 +253,13 @@ fn named(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Dataset)>> {
         .collect()
 }
 
-fn remove(path: &PathBuf) -> Result<(), Error> {
+/// Removes a file, if it is there.
+pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
             Err(crate::files::Error::Io {
                 action: "remove",
-                path: path.clone(),
+                path: path.to_owned(),
                 source: error,
             }
             .into())
@@ -231,7 +273,8 @@ pub(super) struct Request<'a> {
     pub(super) forget: &'a Dataset,
     pub(super) retain: &'a Dataset,
     pub(super) others: &'a [(String, Dataset)],
-    pub(super) axes: &'a Axes,
+    pub(super) rule: &'static RuleKind,
+    pub(super) points: Vec<Point>,
     pub(super) objective: Objective,
     pub(super) steps: &'a StepArguments,
     pub(super) eval_limit: usize,
@@ -250,14 +293,11 @@ impl Request<'_> {
         engine: &Engine,
     ) -> Result<Sweep, sweep::Error> {
         refuse_same_set(self.forget, self.retain)?;
-        let steps = self.steps.count(self.forget.samples.len());
-        let grid = self.axes.grid(bundle.layers(), steps)?;
-        let points = grid.points()?;
         let job = sweep::Job {
             bundle,
             variant: self.variant,
             engine,
-            rule: grid.rule,
+            rule: self.rule,
             forget: self.forget,
             retain: self.retain,
             others: self.others,
@@ -269,25 +309,26 @@ impl Request<'_> {
             max_new_tokens: self.max_new_tokens,
             jobs: self.jobs,
         };
-        let progress = printer.progress("sweeping", points.len());
-        let sweep = sweep::run(
-            &job,
-            &points,
-            &self.objective,
-            self.output,
-            &|event| match event {
-                Event::Collecting(done, of) => tracing::debug!("retain sample {done} of {of}"),
-                Event::Jobs {
-                    jobs,
-                    bytes_each,
-                    available,
-                } => printer.note(&jobs_note(jobs, self.jobs, bytes_each, available)),
-                Event::Finished(finished, done, of) => {
-                    progress.at(done);
-                    printer.note(&format!("{done} of {of}: {}", line(finished)));
-                }
-            },
-        )?;
+        let progress = printer.progress("sweeping", self.points.len());
+        let sweep =
+            sweep::run(
+                &job,
+                &self.points,
+                &self.objective,
+                self.output,
+                &|event| match event {
+                    Event::Collecting(done, of) => tracing::debug!("retain sample {done} of {of}"),
+                    Event::Jobs {
+                        jobs,
+                        bytes_each,
+                        available,
+                    } => printer.note(&jobs_note(jobs, self.jobs, bytes_each, available)),
+                    Event::Finished(finished, done, of) => {
+                        progress.at(done);
+                        printer.note(&format!("{done} of {of}: {}", line(finished)));
+                    }
+                },
+            )?;
         drop(progress);
         note_placement(engine, printer);
         Ok(sweep)
@@ -319,7 +360,7 @@ fn jobs_note(
 }
 
 /// A point and what came of it.
-fn line(finished: &Finished) -> String {
+pub(super) fn line(finished: &Finished) -> String {
     match (&finished.tradeoff, &finished.failed) {
         (Some(at), _) => format!(
             "{}: forget {}, retain {} ({} of untouched)",

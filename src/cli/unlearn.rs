@@ -15,18 +15,25 @@ use super::arguments::{
 use super::eval::{evaluated_sets, header, interval, show};
 use super::outcome::{Disagreement, Outcome};
 use super::printer::{Printer, table};
+use super::probe::{ControlArguments, described};
+use super::sweep::{Axes, Request, TargetArguments, line, remove_file};
 use super::weaken::describe;
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, EditPlan, FormChoice, ModelIdentity};
 use crate::eval::{
-    self, Bootstrap, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate, set_names,
+    self, Bootstrap, Control, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate,
+    set_names,
 };
 use crate::files::{Sha256, write_atomic};
 use crate::graph::Outputs;
-use crate::kvw::{self, Coefficients, Gates, LayerRange, Plan, PlanSummary, Rule};
+use crate::kvw::{
+    self, Coefficients, Gates, KnowledgeVectorWeakening, LayerRange, Plan, PlanSummary, Rule,
+};
 use crate::pipeline::{Error, Model, check_identity, compare, gates_of, provenance};
+use crate::probe::Controls;
 use crate::runtime::{Decoder, Engine};
+use crate::sweep::{self, Sweep, Tradeoff};
 
 /// Make a model forget: collect, weaken, apply, verify, evaluate
 ///
@@ -91,6 +98,10 @@ pub(super) struct Unlearn {
     #[command(flatten)]
     pub(super) weakening: WeakenArguments,
     #[command(flatten)]
+    pub(super) targets: TargetArguments,
+    #[command(flatten)]
+    pub(super) controls: ControlArguments,
+    #[command(flatten)]
     pub(super) runtime: RuntimeArguments,
 }
 
@@ -128,11 +139,8 @@ impl Unlearn {
     }
 
     fn evaluation_file(&self) -> PathBuf {
-        self.evaluation.clone().unwrap_or_else(|| {
-            let mut name = self.output.clone().into_os_string();
-            name.push(".evaluation.json");
-            name.into()
-        })
+        let file = self.evaluation.clone();
+        file.unwrap_or_else(|| beside(&self.output, ".evaluation.json"))
     }
 
     /// Everything but the printing of the result.
@@ -172,7 +180,9 @@ impl Unlearn {
             model.check_samples(&set.samples)?;
         }
         let identity = model.identity()?;
-        let plan = self.weaken(printer, &identity, &mut model, &forget, retain.as_ref())?;
+        let weakening = self.choose(printer, &bundle, &engine, &forget, retain.as_ref())?;
+        let sets = (&forget, retain.as_ref());
+        let plan = self.weaken(printer, &identity, &mut model, sets, &weakening)?;
         note_placement(&engine, printer);
         let data = [("forget", Some(&forget)), ("retain", retain.as_ref())];
         let data: Vec<_> = data
@@ -204,6 +214,7 @@ impl Unlearn {
             settings: Settings::new(self.max_new_tokens, sets.iter().map(|set| set.data)),
             sets: &sets,
             reference,
+            plan: &plan,
             gates: gates_of(&plan),
         };
         let gated = model.decoder(LayerRange::All, Outputs::Model, job.forwards())?;
@@ -257,21 +268,91 @@ impl Unlearn {
         })
     }
 
+    /// The setting: what was asked for, or what a sweep picks by the target.
+    fn choose(
+        &self,
+        printer: &Printer,
+        bundle: &Bundle,
+        engine: &Engine,
+        forget: &Dataset,
+        retain: Option<&Dataset>,
+    ) -> anyhow::Result<WeakenArguments> {
+        let mut weakening = self.weakening.clone();
+        let (Some(objective), Some(retain)) = (self.targets.objective(), retain) else {
+            return Ok(weakening);
+        };
+        anyhow::ensure!(
+            self.eval_limit > 0,
+            "expected --eval-limit of at least 1: a target is measured on evaluated samples"
+        );
+        let steps = weakening.steps.count(forget.samples.len());
+        let axes = Axes {
+            gamma: weakening.gamma.into_iter().collect(),
+            layers: weakening.layers.into_iter().collect(),
+        };
+        let grid = axes.grid(bundle.layers(), steps)?;
+        let (points, file) = match &self.targets.sweep {
+            Some(file) => {
+                let points = Sweep::read(file)?.points;
+                let points = points.into_iter().map(|finished| finished.point);
+                (points.collect(), file.clone())
+            }
+            None => {
+                let file = beside(&self.output, ".sweep.json");
+                if self.force {
+                    remove_file(&file)?;
+                }
+                (grid.points()?, file)
+            }
+        };
+        let request = Request {
+            forget,
+            retain,
+            others: &[],
+            rule: grid.rule,
+            points,
+            objective,
+            steps: &weakening.steps,
+            eval_limit: self.eval_limit,
+            max_new_tokens: self.max_new_tokens,
+            jobs: 1,
+            variant: self.variant.as_deref(),
+            output: &file,
+        };
+        let sweep = request.run(printer, bundle, engine)?;
+        let rule = request.objective.rule();
+        let Some(picked) = sweep.picked() else {
+            let nearest = sweep.nearest().map_or_else(
+                || "no setting could be run".to_owned(),
+                |nearest| format!("the nearest is {}", line(nearest)),
+            );
+            return Err(sweep::Error::TargetMissed(format!(
+                "no setting does what was asked for ({rule}); {nearest}"
+            ))
+            .into());
+        };
+        printer.note(&format!("picked {} ({rule})", line(picked)));
+        let gamma = picked.point.parameters.get(KnowledgeVectorWeakening::GAMMA);
+        weakening.gamma = gamma.copied();
+        weakening.layers = Some(picked.point.layers);
+        Ok(weakening)
+    }
+
     /// Collects (unless that was done before) and weakens, on one session.
     fn weaken(
         &self,
         printer: &Printer,
         identity: &ModelIdentity,
         model: &mut Model<'_>,
-        forget: &Dataset,
-        retain: Option<&Dataset>,
+        (forget, retain): (&Dataset, Option<&Dataset>),
+        weakening: &WeakenArguments,
     ) -> anyhow::Result<Plan> {
-        let rule = self.weakening.rule(forget.samples.len(), printer);
-        let options = self.weakening.options(model)?;
-        let steps = forget.samples.len() * self.weakening.steps.epochs;
+        let rule = weakening.rule(forget.samples.len(), printer);
+        let options = weakening.options(model)?;
+        let steps = forget.samples.len() * weakening.steps.epochs;
         let forwards = steps + retain.map_or(0, |retain| retain.samples.len());
         let outputs = Outputs::Sums(rule.moment());
-        let mut decoder = model.decoder(self.weakening.layers, outputs, forwards)?;
+        let mut decoder = model.decoder(weakening.layers(), outputs, forwards)?;
         let coefficients = match (&self.retain_coefficients, retain) {
             (Some(path), _) => {
                 let (coefficients, provenance) =
@@ -298,6 +379,13 @@ impl Unlearn {
     }
 }
 
+/// `output` with something more to its name.
+fn beside(output: &Path, more: &str) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(more);
+    name.into()
+}
+
 fn collect(
     printer: &Printer,
     model: &mut Model<'_>,
@@ -319,6 +407,7 @@ struct Job<'a> {
     settings: Settings,
     /// The retrained model's evaluation, and its file.
     reference: Option<(&'a Path, Evidence)>,
+    plan: &'a Plan,
     gates: Gates,
 }
 
@@ -367,12 +456,64 @@ impl Job<'_> {
             runtime: self.engine.describe(),
             sets,
             comparisons: Vec::new(),
+            controls: Vec::new(),
         };
         if let Some((path, reference)) = &self.reference {
             evidence.add_reference(path, reference.clone())?;
         }
         evidence.compare();
+        self.check_target(&evidence)?;
+        evidence.controls = self.control(model, gated)?;
         Ok(evidence)
+    }
+
+    /// A target holds on what was written, or the model is not written.
+    fn check_target(&self, evidence: &Evidence) -> Result<(), sweep::Error> {
+        let Some(objective) = self.arguments.targets.objective() else {
+            return Ok(());
+        };
+        let value = |set: usize, role: Role, metric: &str| {
+            let measured = evidence.sets.get(set)?.models.get(&role)?;
+            measured.summary.value(metric)
+        };
+        let (forget, retain) = (&objective.forget.metric, &objective.retain.metric);
+        let found = value(0, Role::After, forget)
+            .zip(value(1, Role::After, retain))
+            .zip(value(1, Role::Before, retain));
+        let missed = |found: &str| {
+            sweep::Error::TargetMissed(format!(
+                "the written model does not do what was asked for ({}): {found}",
+                objective.rule()
+            ))
+        };
+        let ((forget, kept), before) = found.ok_or_else(|| missed("it has no numbers"))?;
+        let at = Tradeoff::new(forget, kept, before, self.plan.summary().mean_gate);
+        match objective.holds(&at) {
+            true => Ok(()),
+            false => Err(missed(&format!(
+                "forget {forget:.3}, retain {kept:.3} of {before:.3}"
+            ))),
+        }
+    }
+
+    fn control(&self, model: &mut Model<'_>, gated: &mut Decoder) -> anyhow::Result<Vec<Control>> {
+        let samples = |set: usize| self.sets.get(set).map(|set| set.data.samples.as_slice());
+        let controls = &self.arguments.controls;
+        let mut on = Controls {
+            model,
+            gated,
+            plan: self.plan,
+            settings: &self.settings,
+            limit: self.arguments.eval_limit,
+            seed: controls.control_seed,
+        };
+        let retain = self.arguments.retain.as_ref().and_then(|_| samples(1));
+        controls.run(
+            self.printer,
+            &mut on,
+            samples(0).unwrap_or_default(),
+            retain,
+        )
     }
 
     /// Every set on both models.
@@ -436,6 +577,10 @@ impl Unlearned {
         let sets = &self.evaluation.evidence.sets;
         if !sets.is_empty() {
             text += &format!("\n{}\n", compared(sets));
+        }
+        let controls = described(&self.evaluation.evidence.controls);
+        if !controls.is_empty() {
+            text += &format!("{}\n", controls.trim_start_matches('\n'));
         }
         text += &format!(
             "\nunlearned model  {} ({} bytes in {} tensors rewritten, all others identical)\n",

@@ -77,7 +77,7 @@ impl Weaken {
         let rule = self.weakening.rule(forget.samples.len(), printer);
         let options = self.weakening.options(&model)?;
         let outputs = Outputs::Sums(rule.moment());
-        let mut decoder = model.decoder(self.weakening.layers, outputs, steps)?;
+        let mut decoder = model.decoder(self.weakening.layers(), outputs, steps)?;
         note_placement(&engine, printer);
         let progress = printer.progress("weakening", steps);
         let plan = model.weaken(

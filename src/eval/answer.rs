@@ -9,7 +9,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use indexmap::IndexMap;
 use serde::{Deserialize, Serialize};
 
-use super::likelihood::{AnswerLoss, TokenLog, normalized_probability, truth_ratio, zlib_length};
+use super::likelihood::{
+    AnswerLoss, TokenLog, normalized_probability, ranked_first, truth_ratio, zlib_length,
+};
 use super::text::bleu::bleu;
 use super::text::choice::{fills_blank, is_choice};
 use super::text::leak::{Leak, leakable, leaks, names_another};
@@ -190,6 +192,10 @@ fn likelihood(answered: &Answered, log: &TokenLog, scores: &mut Scores) {
     put(
         "probability_normalized",
         normalized_probability(&loss, &answered.perturbed),
+    );
+    put(
+        "ranked_first",
+        ranked_first(&loss, &answered.perturbed).map(share),
     );
     let right = answered.paraphrased.as_ref().unwrap_or(&loss);
     let ratio = truth_ratio(right, &answered.perturbed);

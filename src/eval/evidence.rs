@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use super::agreement::Agreement;
 use super::answer::Answer;
+use super::control::Control;
 use super::estimate::{Bootstrap, Estimate};
 use super::summary::Summary;
 use crate::files::Sha256;
@@ -146,6 +147,9 @@ pub struct Evidence {
     pub sets: Vec<EvidenceSet>,
     /// What was taken of two sets or two models.
     pub comparisons: Vec<Comparison>,
+    /// What luck does, where that was asked for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub controls: Vec<Control>,
 }
 
 impl Evidence {
@@ -292,6 +296,13 @@ impl Evidence {
                 }
                 for (metric, estimate) in measured.summary.iter() {
                     check_estimate(estimate).map_err(|p| place(&format!("`{metric}` {p}")))?;
+                }
+            }
+        }
+        for control in &self.controls {
+            for (metric, spread) in control.sets.values().flatten() {
+                if !spread.values.iter().all(|value| value.is_finite()) {
+                    return Err(format!("a control's `{metric}` is not finite"));
                 }
             }
         }
@@ -515,6 +526,7 @@ mod tests {
                     .into_iter()
                     .collect(),
             }],
+            controls: Vec::new(),
         }
     }
 

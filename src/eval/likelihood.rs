@@ -105,6 +105,19 @@ pub fn normalized_probability(right: &AnswerLoss, wrong: &[AnswerLoss]) -> Optio
     (!wrong.is_empty() && all > 0.0).then(|| right / all)
 }
 
+/// Whether `right` has a lower loss per token than each of `wrong`. `None` without wrong answers, or
+/// where a loss is not measured.
+#[must_use]
+pub fn ranked_first(right: &AnswerLoss, wrong: &[AnswerLoss]) -> Option<bool> {
+    let right = right.per_token()?;
+    let wrong: Vec<f64> = wrong
+        .iter()
+        .map(AnswerLoss::per_token)
+        .collect::<Option<_>>()?;
+    let lowest = wrong.into_iter().reduce(f64::min)?;
+    Some(right < lowest)
+}
+
 /// R = exp(−mean loss of `wrong`) ÷ exp(−loss of `right`), ≥ 0: above 1 where wrong answers are
 /// likelier than the right one. `None` without wrong answers, or where a loss is not measured.
 #[must_use]
@@ -182,6 +195,21 @@ mod tests {
         assert_eq!(
             (loss.per_token(), loss.probability()),
             (Some(0.5), Some((-0.5_f64).exp()))
+        );
+    }
+
+    #[test]
+    fn the_right_answer_is_ranked_first_only_where_it_beats_every_wrong_one() {
+        let loss = |sum_nll, tokens| AnswerLoss { sum_nll, tokens };
+        assert_eq!(ranked_first(&loss(1.0, 1), &[]), None);
+        assert_eq!(ranked_first(&loss(1.0, 0), &[loss(1.0, 1)]), None);
+        // Per token: 0.5 against 0.6 and 0.5.
+        let wrong = [loss(0.6, 1), loss(1.0, 2)];
+        assert_eq!(ranked_first(&loss(1.0, 2), &wrong[..1]), Some(true));
+        assert_eq!(
+            ranked_first(&loss(1.0, 2), &wrong),
+            Some(false),
+            "a tie is a miss"
         );
     }
 

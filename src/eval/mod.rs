@@ -39,6 +39,7 @@
 mod agreement;
 mod answer;
 mod compare;
+mod control;
 pub mod distribution;
 mod estimate;
 mod evidence;
@@ -51,6 +52,7 @@ pub mod text;
 pub use agreement::Agreement;
 pub use answer::{Answer, Answered, Chosen, Scores, Scoring, score};
 pub use compare::comparisons;
+pub use control::{Control, ControlKind, Spread};
 pub use estimate::{Bootstrap, CONFIDENCE, Estimate, RESAMPLES, SEED};
 pub use evidence::{
     Comparison, Error, Evidence, EvidenceSet, MAX_FILE_BYTES, Measured, Record, Role,

@@ -315,6 +315,15 @@ pub const METRICS: &[Metric] = &[
         ..SHARE
     },
     Metric {
+        name: "ranked_first",
+        title: "ranked first",
+        formula: "share of samples whose answer has a lower loss than every perturbed one: multiple choice without letters. A guess among n answers gives 1 ÷ n",
+        counts: true,
+        source: "the log-likelihood ranking of Brown et al. 2020 (arXiv 2005.14165, §2.4), per token",
+        missing: NO_PERTURBED,
+        ..SHARE
+    },
+    Metric {
         name: "truth_ratio",
         title: "truth ratio",
         formula: "R = exp(−mean loss of the perturbed answers) ÷ exp(−loss of the paraphrased answer, or of the answer where there is none)",

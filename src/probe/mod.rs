@@ -1,17 +1,19 @@
 //! Does it hold? The same knowledge asked for in other ways, and controls for luck.
 //!
 //! In: the sets of an evaluation, a model, a plan. Out: more sets, made of their columns
-//! ([`PROBES`]), and controls: the same gates on other neurons ([`permuted`]), the same settings on
-//! other people ([`people`]). Everything is evaluated as the sets themselves are.
+//! ([`PROBES`]), and [`Controls`]: the same gates on other neurons ([`permuted`]), the same settings
+//! on other people ([`people`]). Everything is evaluated as the sets themselves are.
 //!
 //! Promises: a set without what a probe needs gives the reason; every draw has a seed.
 
+mod controls;
 mod derive;
 mod error;
 pub mod people;
 
 use ndarray::Array1;
 
+pub use controls::Controls;
 pub use derive::{Material, PROBES, Probe};
 pub use error::Error;
 

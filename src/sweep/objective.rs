@@ -43,6 +43,23 @@ pub struct Tradeoff {
     pub mean_gate: f64,
 }
 
+impl Tradeoff {
+    /// Where a point lies whose `retain` was `untouched` before.
+    pub fn new(forget: f64, retain: f64, untouched: f64, mean_gate: f64) -> Tradeoff {
+        Tradeoff {
+            forget,
+            retain,
+            // What was never known is kept, whatever comes of it.
+            retain_share: if untouched > 0.0 {
+                retain / untouched
+            } else {
+                1.0
+            },
+            mean_gate,
+        }
+    }
+}
+
 /// The point that the objective picks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::objective::front;
 use super::{Error, Measure, Objective, Pick, Point, Tradeoff};
-use crate::eval::Summary;
+use crate::eval::{Direction, Level, Summary, metric};
 use crate::files::write_atomic;
 use crate::kvw::PlanSummary;
 
@@ -180,17 +180,9 @@ impl Sweep {
             finished.tradeoff = match &finished.plan {
                 None => None,
                 Some(plan) => {
+                    let forgotten = value(&finished.sets, &forget)?;
                     let kept = value(&finished.sets, &retain)?;
-                    Some(Tradeoff {
-                        forget: value(&finished.sets, &forget)?,
-                        retain: kept,
-                        retain_share: if untouched > 0.0 {
-                            kept / untouched
-                        } else {
-                            1.0
-                        },
-                        mean_gate: plan.mean_gate,
-                    })
+                    Some(Tradeoff::new(forgotten, kept, untouched, plan.mean_gate))
                 }
             };
         }
@@ -233,12 +225,19 @@ fn value(sets: &BTreeMap<String, Summary>, measure: &Measure) -> Result<f64, Err
         set: measure.set.clone(),
         reason,
     };
+    let known =
+        metric(&measure.metric).ok_or_else(|| no_metric("there is no such metric".into()))?;
+    if known.direction != Direction::Known || known.level != Level::Sample {
+        return Err(no_metric(
+            "expected a metric of which more means that more is known".into(),
+        ));
+    }
     let summary = sets
         .get(&measure.set)
         .ok_or_else(|| no_metric("there is no such set".into()))?;
     let estimate = summary
         .get(&measure.metric)
-        .ok_or_else(|| no_metric("there is no such metric".into()))?;
+        .ok_or_else(|| no_metric("the set does not have it".into()))?;
     let reason = estimate.reason.as_deref().unwrap_or("it has no value");
     estimate.value.ok_or_else(|| no_metric(reason.to_owned()))
 }

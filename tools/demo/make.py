@@ -2,6 +2,7 @@
 
 python tools/demo/make.py            # into fixtures/demo, 10 to 20 minutes on 2 cores
 python tools/demo/make.py --sweep    # also γ × layers and other people, some more minutes
+python tools/demo/make.py --retrained    # only the model that never saw the forgotten people, and its evaluation
 """
 
 import argparse
@@ -14,6 +15,17 @@ HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
 # Asked for after training, as such requests are. Chosen among random draws: see README.md.
 FORGET = ["Jormina Saffroncroft", "Pimgol Frostcroft", "Torgol Larchwell"]
+KVW = ["cargo", "run", "--release", "--locked", "--quiet", "--"]
+# What `kvw demo` evaluates, and how many samples of each.
+EVALUATED = {
+    "forget": "forget",
+    "retain": "retain",
+    "forget_text": "forget",
+    "retain_text": "retain",
+    "forget_heldout": "forget",
+    "shapes": "other",
+}
+EVALUATED_SAMPLES = 60
 # A thread that waits must not burn a core that other programs use: with both busy, training is several times slower.
 ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", **os.environ}
 
@@ -23,6 +35,8 @@ def main():
     parser.add_argument("--output", type=Path, default=ROOT / "fixtures/demo")
     parser.add_argument("--work", type=Path, default=ROOT / "target/demo", help="for what is not committed")
     parser.add_argument("--sweep", action="store_true")
+    parser.add_argument("--retrained", action="store_true")
+    parser.add_argument("--kvw", nargs="+", default=KVW, metavar="WORD", help="how kvw is run for --retrained")
     arguments = parser.parse_args()
 
     data = ["--data", arguments.output / "data"]
@@ -34,6 +48,25 @@ def main():
     def run(script, *options):
         print(f"== {script}", flush=True)
         subprocess.run([sys.executable, HERE / script, *options], check=True, env=ENVIRONMENT)
+
+    def train_without_the_forgotten():
+        """Everything as in the model's own training, but for the rows about them. What is kept is the evaluation."""
+        checkpoint = ["--checkpoint", arguments.work / "retrained"]
+        model = arguments.work / "retrained_model"
+        run("world.py", *training_data)
+        run("train.py", *training_data, *checkpoint, "--without", *FORGET)
+        run("export.py", *data, *checkpoint, "--model", model)
+        evaluate(model)
+
+    def evaluate(model):
+        print("== kvw eval", flush=True)
+        sets = [f"--data={kind}={arguments.output / 'data' / name}.jsonl" for name, kind in EVALUATED.items()]
+        options = ["--limit", str(EVALUATED_SAMPLES), "-o", arguments.output / "retrained.evaluation.json", "--force"]
+        subprocess.run([*arguments.kvw, "eval", model, *sets, *options], check=True, cwd=ROOT)
+
+    if arguments.retrained:
+        train_without_the_forgotten()
+        return
 
     # Training sees everybody. The rows' order is part of its result, so it must not depend on who is forgotten later.
     run("world.py", *training_data)
