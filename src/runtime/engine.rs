@@ -6,7 +6,7 @@
 //! Promises: the optimization level is `All` (1.19 refuses `Level3`); the choices that move the last
 //! bits of a result (version, provider, prepacking, threads) are in [`Engine::describe`].
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use ort::environment::Environment;
@@ -115,13 +115,11 @@ impl Engine {
         }
         // 1.19 and 1.20 look for external data beside the model file only: a scratch folder with the
         // graph and links to the data. (From 1.24 on such links are refused, and not needed.)
-        let scratch = scratch_folder(graph).map_err(|source| Error::Scratch {
+        let (_scratch, path) = scratch_folder(graph).map_err(|source| Error::Scratch {
             model: model.to_owned(),
             source,
         })?;
-        builder
-            .commit_from_file(scratch.path().join(SCRATCH_MODEL))
-            .map_err(session)
+        builder.commit_from_file(path).map_err(session)
     }
 
     fn builder(&self, prepack: bool) -> Result<SessionBuilder, ort::Error> {
@@ -153,9 +151,9 @@ const EXTERNAL_DATA_FOLDER: Version = Version {
     patch: 0,
 };
 
-const SCRATCH_MODEL: &str = "model.onnx";
-
-fn scratch_folder(graph: &SessionModel) -> std::io::Result<tempfile::TempDir> {
+/// A folder with links to the data files under their names, and the graph under a name that none of
+/// them has; the folder and that path.
+fn scratch_folder(graph: &SessionModel) -> std::io::Result<(tempfile::TempDir, PathBuf)> {
     let scratch = tempfile::tempdir()?;
     for file in &graph.files {
         let relative = file.strip_prefix(&graph.folder).unwrap_or(file);
@@ -163,12 +161,12 @@ fn scratch_folder(graph: &SessionModel) -> std::io::Result<tempfile::TempDir> {
         if let Some(parent) = link.parent() {
             std::fs::create_dir_all(parent)?;
         }
-        // A data file that is itself called like the scratch model keeps its name: the model then
-        // lies one folder up from nothing, so it must not collide.
-        if relative != Path::new(SCRATCH_MODEL) {
-            std::os::unix::fs::symlink(file, link)?;
-        }
+        std::os::unix::fs::symlink(file, link)?;
     }
-    std::fs::write(scratch.path().join(SCRATCH_MODEL), &graph.bytes)?;
-    Ok(scratch)
+    let mut model = scratch.path().join("session.onnx");
+    while model.symlink_metadata().is_ok() {
+        model.as_mut_os_string().push("_");
+    }
+    std::fs::write(&model, &graph.bytes)?;
+    Ok((scratch, model))
 }
