@@ -209,7 +209,7 @@ impl<'a> Model<'a> {
         let work = Work::Forwards(forwards);
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
-        edit::check_layers(self.bundle, self.decoder_file, &mlps)?;
+        edit::check_layers(self.bundle, self.decoder_file, &index, &mlps)?;
         check_range(layers, &mlps)?;
         let decoder = Decoder::open_named(
             self.engine,
@@ -235,7 +235,7 @@ impl<'a> Model<'a> {
         if let Some((file, model)) = &self.decode {
             let index = Index::new(model.graph());
             let mlps = edit::mlps(self.bundle, file, &index);
-            edit::check_layers(self.bundle, file, &mlps)?;
+            edit::check_layers(self.bundle, file, &index, &mlps)?;
             let mlps = layers.map_or_else(Vec::new, |layers| of_layers(&mlps, layers));
             decoder = decoder.with_decode(self.engine, model, &mlps, work)?;
         }

@@ -12,12 +12,15 @@ use kvw::bundle::Bundle;
 use kvw::graph::mlp::{find, survey};
 use kvw::graph::{
     Encoding, Gating, Index, Linear, Mlp, Moment, NoSlices, Outputs, Patch, Site, Survey, Tower,
+    session,
 };
 use kvw::kvw::Gates;
-use kvw::onnx::schema::{GraphProto, ModelProto};
-use kvw::onnx::{Limits, ModelFile};
-use kvw::runtime::{Embed, Embedded, Engine};
+use kvw::onnx::schema::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
+use kvw::onnx::{DataType, Limits, ModelFile, Storage};
+use kvw::runtime::{Embed, Embedded, Engine, Work};
 use ndarray::Axis;
+use ort::value::Tensor;
+use proptest::prelude::*;
 use support::{
     Exact, MODELS, decoder, engine, exact_samples, fixtures, float16, float16_samples, oracle,
     relative,
@@ -607,4 +610,199 @@ fn mlps_in_another_subgraph_are_refused_by_name() {
     assert!(error.to_string().contains("layers.0/fc2"), "{error}");
     assert!(error.to_string().contains("'flag'"), "{error}");
     assert!(error.hint().is_some());
+}
+
+fn written(proto: &ModelProto) -> (tempfile::TempDir, ModelFile) {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.onnx");
+    std::fs::write(&path, prost::Message::encode_to_vec(proto)).unwrap();
+    let model = model(&path);
+    (folder, model)
+}
+
+fn made(name: &str) -> ModelProto {
+    let path = fixtures().join(format!("exports/made/{name}.onnx"));
+    model(&path).proto().clone()
+}
+
+/// A function's body stands in the graph in the place of its call: attributes are given, weights keep
+/// their place in the file.
+#[test]
+fn functions_are_resolved_where_they_are_called() {
+    let path = fixtures().join("exports/made/function.onnx");
+    let model = model(&path);
+    assert!(model.has_inlined_functions());
+    let ops: Vec<&str> = model
+        .graph()
+        .node
+        .iter()
+        .map(|node| node.op_type())
+        .collect();
+    let mlp = [
+        "MatMul", "Sigmoid", "Mul", "MatMul", "Mul", "MatMul", "Constant", "Mul", "Add",
+    ];
+    assert_eq!(ops, [mlp, mlp].concat());
+    let constants = model
+        .graph()
+        .node
+        .iter()
+        .filter(|node| node.op_type() == "Constant");
+    for constant in constants {
+        assert_eq!(constant.attribute.len(), 1);
+        assert_eq!(constant.attribute[0].name(), "value_float");
+        assert_eq!(constant.attribute[0].f(), 0.75);
+    }
+    let index = Index::new(model.graph());
+    for mlp in find(&index, None) {
+        let storage = model.storage(mlp.down().weight.tensor).unwrap();
+        assert!(matches!(storage, Storage::Inline(_)), "{storage:?}");
+    }
+}
+
+/// Thirty functions, each of which calls the one before twice: 2^30 nodes, if somebody let them.
+#[test]
+fn functions_that_grow_exponentially_are_left_as_they_are() {
+    let mut proto = made("opset14");
+    let call = |name: String, input: &str, output: &str| NodeProto {
+        op_type: Some(name),
+        domain: Some("bomb".into()),
+        input: vec![input.into()],
+        output: vec![output.into()],
+        ..NodeProto::default()
+    };
+    for level in 0..30 {
+        let node = match level {
+            0 => vec![call("Unknown".into(), "x", "y")],
+            _ => vec![
+                call(format!("F{}", level - 1), "x", "t"),
+                call(format!("F{}", level - 1), "t", "y"),
+            ],
+        };
+        proto.functions.push(FunctionProto {
+            name: Some(format!("F{level}")),
+            domain: Some("bomb".into()),
+            input: vec!["x".into()],
+            output: vec!["y".into()],
+            node,
+            ..FunctionProto::default()
+        });
+    }
+    // And one that calls itself.
+    proto.functions[0].node = vec![call("F0".into(), "x", "y")];
+    for level in [0, 29] {
+        let mut proto = proto.clone();
+        let graph = proto.graph.as_mut().unwrap();
+        graph.node.push(call(format!("F{level}"), "logits", "end"));
+        let (_folder, model) = written(&proto);
+        assert!(!model.has_inlined_functions());
+        let index = Index::new(model.graph());
+        assert_eq!(find(&index, None).len(), 2);
+    }
+}
+
+/// A model that was weakened by a `Mul` holds values named like those that a patch adds.
+#[test]
+fn a_model_with_names_like_the_patchs_own_can_be_tapped() {
+    let mut proto = made("opset14");
+    let graph = proto.graph.as_mut().unwrap();
+    let read = |node: &NodeProto| node.name().ends_with("layers.0/mlp/down_proj/MatMul");
+    let position = graph.node.iter().position(read).unwrap();
+    let hidden = std::mem::replace(
+        &mut graph.node[position].input[0],
+        "kvw.layers.0.gated".into(),
+    );
+    let multiplication = NodeProto {
+        op_type: Some("Mul".into()),
+        input: vec![hidden, "kvw.layers.0.gate".into()],
+        output: vec!["kvw.layers.0.gated".into()],
+        ..NodeProto::default()
+    };
+    graph.node.insert(position, multiplication);
+    graph.initializer.push(TensorProto {
+        name: Some("kvw.layers.0.gate".into()),
+        data_type: Some(DataType::FLOAT.code()),
+        dims: vec![32],
+        float_data: vec![0.5; 32],
+        ..TensorProto::default()
+    });
+    let (_folder, model) = written(&proto);
+    let index = Index::new(model.graph());
+    let mlps = find(&index, None);
+    let mlps: Vec<&Mlp<'_>> = mlps.iter().collect();
+    let patch = Patch::plan(&model, &mlps, Outputs::Model).unwrap();
+    let graph = session::encode(&model, patch.apply(&model)).unwrap();
+    let mut session = engine(1)
+        .open(&graph, model.path(), Work::Forwards(1))
+        .unwrap();
+    let ports: Vec<&str> = session.inputs().iter().map(|port| port.name()).collect();
+    assert_eq!(
+        ports,
+        ["inputs_embeds", "kvw.layers.0.gate", "kvw.layers.1.gate"]
+    );
+    let ones = || Tensor::from_array(([32], vec![1f32; 32])).unwrap();
+    let embeds = Tensor::from_array(([1, 2, 16], vec![0.5f32; 32])).unwrap();
+    let outputs = session.run(ort::inputs![embeds, ones(), ones()]).unwrap();
+    assert_eq!(outputs.len(), 1);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    /// Whatever reads whatever, in cycles too: graphs are surveyed and patched without a panic.
+    #[test]
+    fn rewired_graphs_never_panic(
+        name in proptest::sample::select(vec![
+            "behind", "dynamic_per_channel", "fused_slices", "function", "pointwise", "static_qdq",
+            "dequantized_transposed", "shared_weight",
+        ]),
+        edits in proptest::collection::vec((any::<usize>(), any::<usize>(), any::<usize>(), 0..4u8), 1..12),
+    ) {
+        let mut proto = made(name);
+        rewire(proto.graph.as_mut().unwrap(), &edits);
+        let (_folder, model) = written(&proto);
+        let index = Index::new(model.graph());
+        let survey = survey(&index, None);
+        for mlp in &survey.mlps {
+            for outputs in [Outputs::Sums(Moment::Square), Outputs::Hidden, Outputs::Model] {
+                if let Ok(patch) = Patch::plan(&model, &[mlp], outputs) {
+                    patch.apply(&model);
+                }
+            }
+            for site in &mlp.sites {
+                let _ = site.down.weight.output_slices(site.down.k, site.down.n);
+            }
+        }
+    }
+}
+
+/// Swaps what nodes read, drops inputs and attributes, changes sizes.
+fn rewire(graph: &mut GraphProto, edits: &[(usize, usize, usize, u8)]) {
+    let outputs = graph.node.iter().flat_map(|node| node.output.clone());
+    let tensors = graph
+        .initializer
+        .iter()
+        .map(|tensor| tensor.name().to_owned());
+    let values: Vec<String> = outputs.chain(tensors).chain([String::new()]).collect();
+    for &(node, position, value, kind) in edits {
+        let count = graph.node.len();
+        let node = &mut graph.node[node % count];
+        match kind {
+            0 if !node.input.is_empty() => {
+                let position = position % node.input.len();
+                node.input[position] = values[value % values.len()].clone();
+            }
+            1 if !node.input.is_empty() => node.input.truncate(position % node.input.len()),
+            2 if !node.attribute.is_empty() => {
+                let position = position % node.attribute.len();
+                let attribute = &mut node.attribute[position];
+                attribute.i = Some(i64::MIN.wrapping_add(value as i64));
+                attribute.ints.push(-1);
+            }
+            _ => {
+                let count = graph.initializer.len();
+                let tensor = &mut graph.initializer[position % count];
+                tensor.dims.push(-(value as i64 % 5));
+            }
+        }
+    }
 }

@@ -98,7 +98,7 @@ fn inspect_file(bundle: &Bundle, file: &OnnxFile) -> Result<FileReport, Error> {
     if file.role == Role::Decoder
         && let Err(Error::Layers {
             expected, found, ..
-        }) = check_layers(bundle, file, &mlps)
+        }) = check_layers(bundle, file, &index, &mlps)
     {
         warnings.push(format!("expected {expected}, found {found}"));
     }
@@ -169,29 +169,44 @@ pub fn mlps<'m>(bundle: &Bundle, file: &OnnxFile, index: &Index<'m>) -> Vec<Mlp<
     mlps
 }
 
-/// Checks that the decoder `file` shows every layer that the configuration tells of, each numbered.
+/// Checks that the decoder `file` shows every layer that the configuration tells of, each numbered. Where
+/// no configuration tells, there must be nothing in it that may hide one.
 ///
 /// # Errors
 /// [`Error::Layers`].
-pub fn check_layers(bundle: &Bundle, file: &OnnxFile, mlps: &[Mlp<'_>]) -> Result<(), Error> {
+pub fn check_layers(
+    bundle: &Bundle,
+    file: &OnnxFile,
+    index: &Index<'_>,
+    mlps: &[Mlp<'_>],
+) -> Result<(), Error> {
     let language = || mlps.iter().filter(|mlp| mlp.tower == Tower::Language);
     let numbered: BTreeSet<usize> = language().filter_map(|mlp| mlp.layer).collect();
     let nameless = language().filter(|mlp| mlp.layer.is_none()).count();
-    let wrong = |expected: String| {
-        Err(Error::Layers {
-            file: file.relative.clone(),
-            expected,
-            found: match nameless {
-                0 => format!("{} MLPs, of layers {numbered:?}", language().count()),
-                n => format!("{n} MLPs without a layer number, and layers {numbered:?}"),
-            },
-        })
-    };
-    match bundle.layers() {
+    let refused = || survey(index, None).refused;
+    let expected = match bundle.layers() {
         Some(layers) if nameless > 0 || !numbered.iter().copied().eq(0..layers) => {
-            wrong(format!("layers 0..{layers} (num_hidden_layers)"))
+            format!("layers 0..{layers} (num_hidden_layers)")
         }
-        None if nameless > 0 || numbered.is_empty() => wrong("MLPs with layer numbers".to_owned()),
-        _ => Ok(()),
+        None if nameless > 0 || numbered.is_empty() => "MLPs with layer numbers".to_owned(),
+        None if !refused().is_empty() => "nothing that may hold further MLPs".to_owned(),
+        _ => return Ok(()),
+    };
+    let mut found = match nameless {
+        0 => format!("{} MLPs, of layers {numbered:?}", language().count()),
+        n => format!("{n} MLPs without a layer number, and layers {numbered:?}"),
+    };
+    let refused = refused();
+    if let Some(first) = refused.first() {
+        let (op, node, reason) = (&first.op, &first.node, &first.reason);
+        found += &format!(
+            "; {} nodes were refused, the first one {op} '{node}': {reason}",
+            refused.len()
+        );
     }
+    Err(Error::Layers {
+        file: file.relative.clone(),
+        expected,
+        found,
+    })
 }

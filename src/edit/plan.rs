@@ -368,7 +368,7 @@ impl<'m> File<'_, 'm> {
         mlps: &[Mlp<'m>],
         gates: &BTreeMap<usize, Arc<[f32]>>,
     ) -> Result<Changed<'m>, Error> {
-        check_layers(self.bundle, self.file, mlps)?;
+        check_layers(self.bundle, self.file, self.index, mlps)?;
         let numbered: BTreeMap<usize, Vec<&Mlp<'m>>> = mlps
             .iter()
             .filter(|mlp| mlp.tower == Tower::Language)

@@ -66,6 +66,8 @@ struct Scope<'m> {
     types: HashMap<&'m str, &'m TypeProto>,
     /// Readers of each value that this scope defines, wherever they are.
     consumers: HashMap<&'m str, Vec<NodeId>>,
+    /// How many graphs, this one and those inside it, have such a value as an output.
+    outputs: HashMap<&'m str, usize>,
 }
 
 /// Producers and consumers of every value of a model.
@@ -86,6 +88,16 @@ impl<'m> Index<'m> {
                     && let Some(scope) = index.scopes.get_mut(scope.0)
                 {
                     scope.consumers.entry(name.as_str()).or_default().push(id);
+                }
+            }
+        }
+        for scope in 0..index.scopes.len() {
+            let graph = index.scopes.get(scope).map(|scope| scope.graph);
+            for output in graph.into_iter().flat_map(|graph| &graph.output) {
+                if let Some(defining) = index.defining_scope(ScopeId(scope), output.name())
+                    && let Some(defining) = index.scopes.get_mut(defining.0)
+                {
+                    *defining.outputs.entry(output.name()).or_default() += 1;
                 }
             }
         }
@@ -130,6 +142,7 @@ impl<'m> Index<'m> {
             origins,
             types,
             consumers: HashMap::new(),
+            outputs: HashMap::new(),
         });
         for (position, node) in graph.node.iter().enumerate() {
             let id = NodeId {
@@ -353,15 +366,11 @@ impl<'m> Index<'m> {
     /// How many graphs have the value `name` of `scope` as an output: a subgraph may name a value of
     /// a graph around it.
     pub(super) fn output_uses(&self, scope: ScopeId, name: &str) -> usize {
-        let outputs = self.scopes.iter().enumerate().flat_map(|(inner, entry)| {
-            let outputs = entry.graph.output.iter();
-            outputs.map(move |output| (ScopeId(inner), output.name()))
-        });
-        outputs
-            .filter(|&(inner, output)| {
-                output == name && self.defining_scope(inner, output) == Some(scope)
-            })
-            .count()
+        let uses = self
+            .scopes
+            .get(scope.0)
+            .and_then(|scope| scope.outputs.get(name));
+        uses.copied().unwrap_or_default()
     }
 
     /// The graph that defines the value `name`, seen from `scope`.

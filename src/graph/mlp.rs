@@ -360,28 +360,42 @@ fn hides_matrices(index: &Index<'_>, id: NodeId, node: &NodeProto) -> bool {
 }
 
 /// Why a product, whose input looks like the hidden activation of an MLP, has no weight that can be
-/// followed to an initializer.
+/// followed to a constant.
 fn computed_weight<'m>(
     index: &Index<'m>,
     linears: &Linears<'m>,
     id: NodeId,
     node: &'m NodeProto,
 ) -> Option<String> {
-    let mut inputs = node.input.iter().map(String::as_str);
-    let (input, weight) = (inputs.next()?, inputs.next()?);
-    let way = ascend(index, linears, id, input);
-    // Two activations are multiplied in attention, and that is no linear layer.
-    if !way.activated || way.blocked.is_some() || way.sources.is_empty() {
-        return None;
+    let by = weight_computed_by(index, id, node)?;
+    let way = ascend(index, linears, id, node.input.first()?);
+    let near = way.computed.is_some() || !way.sources.is_empty();
+    (way.activated && way.blocked.is_none() && near)
+        .then(|| format!("looks like a down projection, but {by} computes its weight"))
+}
+
+/// The operator that makes the second operand of a product out of constants: an expert is chosen, or a
+/// weight is decoded in a way that is not known. `None` where it is an activation, as in attention:
+/// between an activation and the constants above it stands another product.
+fn weight_computed_by<'m>(index: &Index<'m>, id: NodeId, node: &'m NodeProto) -> Option<&'m str> {
+    let (mut scope, mut name) = (id.scope, node.input.get(1)?.as_str());
+    let mut by = None;
+    for _ in 0..super::index::MAX_CHAIN {
+        match index.origin(scope, name) {
+            Origin::Initializer { .. } => return by,
+            Origin::Node { id, .. } => {
+                let node = index.node(id)?;
+                match node.op_type() {
+                    "Constant" => return by,
+                    op if Linear::is_product(op) => return None,
+                    op => by = by.or(Some(op)),
+                }
+                (scope, name) = (id.scope, node.input.first()?);
+            }
+            Origin::GraphInput | Origin::Unknown => return None,
+        }
     }
-    let by = match index.origin(id.scope, weight) {
-        Origin::Node { id, .. } => index.node(id).map_or("", NodeProto::op_type),
-        Origin::GraphInput => "the caller",
-        Origin::Initializer { .. } | Origin::Unknown => "no operator",
-    };
-    Some(format!(
-        "looks like a down projection, but {by} computes its weight '{weight}'"
-    ))
+    None
 }
 
 /// An MLP's elementwise part is some twenty nodes; more is something else.
@@ -393,9 +407,16 @@ struct Way<'m> {
     sources: BTreeMap<NodeId, Linear<'m>>,
     /// Whether an activation function was met.
     activated: bool,
+    /// A product with a weight that is computed.
+    computed: Option<String>,
     /// The first thing met that no MLP has between its linear layers.
     blocked: Option<String>,
+    /// Whether that was a product of two activations: what it gives is attention's.
+    attention: bool,
 }
+
+/// Elementwise operators have two or three inputs; one with more is something else.
+const MAX_INPUTS: usize = 16;
 
 /// Walks up from the value `name`, as the node `reader` reads it, through elementwise and shape
 /// operators.
@@ -403,7 +424,9 @@ fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'
     let mut way = Way {
         sources: BTreeMap::new(),
         activated: false,
+        computed: None,
         blocked: None,
+        attention: false,
     };
     let mut waiting = vec![(reader.scope, name)];
     let mut seen = HashSet::new();
@@ -430,6 +453,18 @@ fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'
             way.sources.insert(id, source.clone());
             continue;
         }
+        if node.input.len() > MAX_INPUTS {
+            way.block(|| format!("{op} '{}' has {} inputs", node.name(), node.input.len()));
+            continue;
+        }
+        if Linear::is_product(op)
+            && let Some(by) = weight_computed_by(index, id, node)
+        {
+            way.computed.get_or_insert_with(|| {
+                format!("{by} computes the weight of {op} '{}'", node.name())
+            });
+            continue;
+        }
         let activation = ACTIVATIONS.contains(&op);
         if let Some(op) = op.strip_prefix("QLinear") {
             // Elementwise, on integers: the hidden activation has no form in floating point.
@@ -442,6 +477,7 @@ fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'
             way.activated |= ACTIVATION_NAME
                 .as_ref()
                 .is_some_and(|name| name.is_match(op));
+            way.attention |= Linear::is_product(op) || op.contains("Attention");
             way.block(|| format!("{op} '{}' is in between", node.name()));
             continue;
         }
@@ -482,8 +518,12 @@ impl<'m> Way<'m> {
         linears: &Linears<'m>,
         down: &Linear<'m>,
     ) -> Result<Option<Gating>, String> {
-        if !self.activated {
+        // An attention's output may be gated too.
+        if !self.activated || self.attention {
             return Ok(None);
+        }
+        if let (Some(computed), None) = (&self.computed, &self.blocked) {
+            return Err(format!("looks like an MLP, but {computed}"));
         }
         if let Some(blocked) = &self.blocked {
             // Without a linear layer of the right width before it, it is a stem or a head.
@@ -637,7 +677,10 @@ fn joins_residual(index: &Index<'_>, id: NodeId, node: &NodeProto) -> bool {
                 let Some(reader) = index.node(reader_id) else {
                     continue;
                 };
-                if !seen.insert(reader_id) || seen.len() > MAX_NODES {
+                if seen.len() > MAX_NODES {
+                    return false;
+                }
+                if !seen.insert(reader_id) {
                     continue;
                 }
                 match reader.op_type() {

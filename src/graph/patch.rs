@@ -94,6 +94,7 @@ struct Tap {
 }
 
 /// A place where `h` is read.
+#[derive(Clone)]
 struct Place {
     scope: ScopeId,
     /// Position of the reader among the nodes of that graph.
@@ -240,7 +241,8 @@ impl Patch {
             .into_iter()
             .filter(|name| name.starts_with(RESERVED));
         let renamed = reserved.map(|name| (name.clone(), format!("model.{name}")));
-        rename(graph, &renamed.collect());
+        let renamed: HashMap<String, String> = renamed.collect();
+        rename(graph, &renamed);
         let mut added = Vec::new();
         if matches!(self.outputs, Outputs::Sums(_)) {
             graph
@@ -275,6 +277,10 @@ impl Patch {
         for tap in &self.taps {
             for (number, place) in tap.places.iter().enumerate() {
                 let at = (place.scope, place.node);
+                let mut place = place.clone();
+                if let Some(name) = renamed.get(&place.hidden) {
+                    place.hidden.clone_from(name);
+                }
                 rebuilt.places.insert(at, (tap, number, place));
             }
             let gate = value_info(&gate_name(tap.layer), DataType::FLOAT, &[Some(tap.d_ff)]);
@@ -458,7 +464,7 @@ impl Tap {
 struct Rebuilt<'p> {
     patch: &'p Patch,
     /// By graph and reader: the tap, the number of the place, the place.
-    places: HashMap<(ScopeId, usize), (&'p Tap, usize, &'p Place)>,
+    places: HashMap<(ScopeId, usize), (&'p Tap, usize, Place)>,
     /// Names of the main graph, where a branch will be unfolded into it.
     taken: HashSet<String>,
     /// The graph that is entered next.
@@ -481,9 +487,9 @@ impl Rebuilt<'_> {
                     .chain(&mut attribute.graphs)
                     .for_each(|inner| self.graph(inner));
             }
-            if let Some(&(tap, number, place)) = self.places.get(&(scope, position)) {
+            if let Some((tap, number, place)) = self.places.get(&(scope, position)) {
                 let patch = self.patch;
-                let gated = patch.add_tap(tap, number, place, &mut self.initializer, &mut nodes);
+                let gated = patch.add_tap(tap, *number, place, &mut self.initializer, &mut nodes);
                 if let Some(input) = original.input.get_mut(place.input_position) {
                     *input = gated;
                 }

@@ -233,11 +233,11 @@ def experts(d, x, path):
 
 
 def selected(d, x, path):
-    """An expert chosen at run time: the weight is gathered."""
+    """An expert chosen at run time: the weights are gathered."""
     expert = d.node("ReduceMax", [d.node("Shape", [x], f"{path}/Shape")], f"{path}/ReduceMax", keepdims=0)
     expert = d.node("Mod", [expert, d.constant(f"{path}.experts", np.int64(2))], f"{path}/Mod")
     pick = lambda name, shape: d.node("Gather", [d.weight(f"{path}.{name}", [2, *shape]), expert], f"{path}/{name}_proj/Gather")
-    up = d.node("MatMul", [x, d.weight(f"{path}.up", [HIDDEN, WIDTH])], f"{path}/up_proj/MatMul")
+    up = d.node("MatMul", [x, pick("up", [HIDDEN, WIDTH])], f"{path}/up_proj/MatMul")
     h = d.silu(up, f"{path}/act_fn")
     return d.node("MatMul", [h, pick("down", [WIDTH, HIDDEN])], f"{path}/down_proj/MatMul")
 
