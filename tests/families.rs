@@ -234,6 +234,44 @@ fn both_image_processors_are_followed() {
 }
 
 #[test]
+fn what_a_family_cannot_prepare_is_refused() {
+    let model = |name: &str| fixtures().join(format!("families/{name}/model"));
+    for name in ["idefics3", "mllama", "phi3_v", "smolvlm"] {
+        assert!(open_family_with(&model(name), ImageBackend::Pillow).is_ok());
+        let fast = open_family_with(&model(name), ImageBackend::Torchvision);
+        let error = fast.err().unwrap().to_string();
+        assert!(
+            error.contains("the slow image processor"),
+            "{name}: {error}"
+        );
+    }
+
+    let samples = read_jsonl(&fixtures().join("families/samples.jsonl")).unwrap();
+    let refused = |name: &str, sample: &Sample| {
+        let family = open_family(&model(name)).unwrap();
+        let error = family.prepare(sample, Form::WithAnswer).unwrap_err();
+        assert!(error.hint().is_some(), "{name}: {error}");
+        chain(&error)
+    };
+    // Without an image Mllama leaves layers out, which a graph cannot.
+    let text = samples.samples.iter().find(|sample| sample.image.is_none());
+    let error = refused("mllama", text.unwrap());
+    assert!(error.contains("`mllama` samples need an image"), "{error}");
+    // A placeholder in the question would be taken for an image.
+    for (name, placeholder) in [
+        ("idefics3", "<image>"),
+        ("internvl", "<IMG_CONTEXT>"),
+        ("mllama", "<|image|>"),
+        ("phi3_v", "<|image_7|>"),
+    ] {
+        let mut sample = samples.samples.first().unwrap().clone();
+        sample.question.push_str(placeholder);
+        let error = refused(name, &sample);
+        assert!(error.contains("found 2"), "{error}");
+    }
+}
+
+#[test]
 fn coefficients_and_greedy_answers_are_those_of_pytorch() {
     let engine = engine(1);
     for folder in families() {

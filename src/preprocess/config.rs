@@ -49,6 +49,11 @@ impl ModelDir {
         }
     }
 
+    /// The image arithmetic that was chosen, where one was.
+    pub(crate) fn chosen_backend(&self) -> Option<ImageBackend> {
+        self.backend
+    }
+
     /// The image arithmetic for these settings of the image processor. Where none was chosen, as
     /// `AutoImageProcessor` of transformers 4.57 picks the class: the fast one if the settings were
     /// saved by it (`…ImageProcessorFast`), and always for `Qwen2VLImageProcessor`; else the slow one.

@@ -1,5 +1,5 @@
 //! Idefics3 and SmolVLM, which prepare still images alike. Source: transformers 4.57,
-//! `models/{idefics3,smolvlm}/{processing,image_processing,image_processing…_fast}_….py`.
+//! `models/{idefics3,smolvlm}/{processing,image_processing}_….py`.
 //!
 //! An image is scaled so that its long side is `size.longest_edge`, stretched so that both sides are
 //! multiples of the tile's side `M` (`max_image_size.longest_edge`), and cut into tiles row by row. The
@@ -126,7 +126,9 @@ struct Tiling {
 
 impl Tiling {
     fn read(model: &ModelDir, config: &Json) -> Result<Self, Error> {
-        let settings = ImageSettings::read(model, config, Filter::Lanczos, HALF)?;
+        // There is a fast image processor, but the processor's class names the slow one, so AutoProcessor
+        // takes that, whatever the settings' class and `use_fast` say.
+        let settings = ImageSettings::read_slow(model, config, Filter::Lanczos, HALF)?;
         let longest_edge = config.size_or("size.longest_edge", 4 * 364, MAX_IMAGE_SIZE)?;
         let tile = config.size_or("max_image_size.longest_edge", 364, MAX_IMAGE_SIZE)?;
         if longest_edge.div_ceil(tile) > MAX_TILES_PER_SIDE {
@@ -138,7 +140,7 @@ impl Tiling {
         }
         let split = config.get("do_image_splitting");
         Ok(Self {
-            settings: settings.with_bicubic_for_lanczos(),
+            settings,
             longest_edge,
             tile,
             split: split.and_then(serde_json::Value::as_bool).unwrap_or(true),

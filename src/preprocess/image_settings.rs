@@ -47,6 +47,32 @@ impl ImageSettings {
         model: &ModelDir,
         config: &Json,
         filter: Filter,
+        normalization: ([f64; 3], [f64; 3]),
+    ) -> Result<ImageSettings, Error> {
+        Self::read_with(model.backend(config), config, filter, normalization)
+    }
+
+    /// [`ImageSettings::read`] for families whose processor knows the slow image processor only.
+    ///
+    /// # Errors
+    /// As [`ImageSettings::read`], and [`Error::Config`] where the fast one was asked for.
+    pub(crate) fn read_slow(
+        model: &ModelDir,
+        config: &Json,
+        filter: Filter,
+        normalization: ([f64; 3], [f64; 3]),
+    ) -> Result<ImageSettings, Error> {
+        if model.chosen_backend() == Some(ImageBackend::Torchvision) {
+            let expected = "the slow image processor, the only one of this family";
+            return Err(config.field("image_processor_type", expected, "the fast one"));
+        }
+        Self::read_with(ImageBackend::Pillow, config, filter, normalization)
+    }
+
+    fn read_with(
+        backend: ImageBackend,
+        config: &Json,
+        filter: Filter,
         (mean, std): ([f64; 3], [f64; 3]),
     ) -> Result<ImageSettings, Error> {
         for switch in ["do_resize", "do_rescale", "do_normalize", "do_convert_rgb"] {
@@ -65,7 +91,6 @@ impl ImageSettings {
                     )
                 })?,
         };
-        let backend = model.backend(config);
         let rescale_factor = config.number_or("rescale_factor", 1.0 / 255.0)?;
         let mean = config.three_or("image_mean", mean)?;
         let std = config.three_or("image_std", std)?;
@@ -82,17 +107,6 @@ impl ImageSettings {
             filter,
             levels,
         })
-    }
-
-    /// With bicubic in the place of Lanczos where torchvision resizes, which has no Lanczos: what some fast
-    /// processors fall back to.
-    #[must_use]
-    pub fn with_bicubic_for_lanczos(self) -> ImageSettings {
-        let filter = match (self.backend, self.filter) {
-            (ImageBackend::Torchvision, Filter::Lanczos) => Filter::Bicubic,
-            (_, filter) => filter,
-        };
-        ImageSettings { filter, ..self }
     }
 
     /// Whose arithmetic is followed.

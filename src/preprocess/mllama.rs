@@ -123,7 +123,7 @@ impl Tiling {
         }
         let limit = (tiles::MAX_PIXELS / (tile * tile)).clamp(1, MAX_TILES);
         Ok(Self {
-            settings: ImageSettings::read(model, config, Filter::Bilinear, HALF)?,
+            settings: ImageSettings::read_slow(model, config, Filter::Bilinear, HALF)?,
             tile,
             max_tiles: config.size_or("max_image_tiles", 4, limit)?,
         })

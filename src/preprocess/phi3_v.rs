@@ -137,7 +137,7 @@ struct Tiling {
 impl Tiling {
     fn read(model: &ModelDir, config: &Json) -> Result<Self, Error> {
         Ok(Self {
-            settings: ImageSettings::read(model, config, Filter::Bilinear, CLIP)?,
+            settings: ImageSettings::read_slow(model, config, Filter::Bilinear, CLIP)?,
             crops: config.size_or("num_crops", 1, MAX_CROPS)?,
         })
     }

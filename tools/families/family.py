@@ -38,6 +38,7 @@ class Family:
     text_only = True  # whether a prompt without an image is allowed
     image_inputs = ["pixel_values"]  # what the processor makes for the vision encoder
     both_processors = False  # whether the goldens also have what the other of the slow and the fast image processor makes
+    image_options = {}  # what the processor's class passes to the image processor
     decoder_inputs = []  # what the decoder takes besides embeddings, mask and positions; int64 [B, T, …]
     vision_output = "image_features"  # any other name: an input of the decoder, and not put among the embeddings
     files = {"vision_encoder": "vision_encoder", "embed_tokens": "embed_tokens", "decoder": "decoder_model_merged"}
@@ -105,6 +106,10 @@ class Family:
         special = not (bos and text.startswith(bos))
         images = {"images": [image]} if image else {}
         return dict(processor(text=[text], add_special_tokens=special, return_tensors="pt", **images))
+
+    def as_fed(self, inputs):
+        """The image processor's tensors in the types that the vision encoder takes."""
+        return inputs
 
     def convert(self, image):
         """What a user of the processor has to do to an image before."""

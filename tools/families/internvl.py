@@ -37,6 +37,8 @@ class VisionEncoder(nn.Module):
 
 class InternVl(Family):
     name = "internvl"
+    both_processors = True
+    image_options = {"crop_to_patches": True}
 
     def checkpoint(self):
         special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<img>", "</img>", "<IMG_CONTEXT>", "<video>"]

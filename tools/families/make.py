@@ -165,7 +165,7 @@ def write_goldens(family, folder, model):
         made = [name for name in family.image_inputs if name in inputs]
         golden["image"] = {name: digest(inputs[name], family.inexact.get(name)) for name in made}
         if other and image:
-            inputs = other(images=[family.convert(image)], return_tensors="pt")
+            inputs = family.as_fed(other(images=[family.convert(image)], return_tensors="pt", **family.image_options))
             golden["other_image"] = {name: digest(inputs[name]) for name in family.image_inputs}
 
         inputs = family.encode(processor, sample, image, with_answer=False)

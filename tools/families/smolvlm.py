@@ -94,12 +94,13 @@ class SmolVlm(Family):
         config._attn_implementation = "eager"
         return randomize(self.model_class(config)), self.processor(tokenizer)
 
+    def as_fed(self, inputs):
+        # The processor says int64; exports take bool, as transformers.js makes it.
+        return dict(inputs) | {"pixel_attention_mask": inputs["pixel_attention_mask"].bool()}
+
     def encode(self, processor, sample, image, with_answer):
         inputs = super().encode(processor, sample, image, with_answer)
-        if image:
-            # The slow processor says int64, the fast one float32; exports take bool, as transformers.js makes it.
-            inputs["pixel_attention_mask"] = inputs["pixel_attention_mask"].bool()
-        return inputs
+        return self.as_fed(inputs) if image else inputs
 
     def language_model(self, model):
         return model.model.text_model
