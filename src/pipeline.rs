@@ -395,10 +395,7 @@ pub fn compare(
     samples: &[Sample],
 ) -> Result<Agreement, Error> {
     let tolerance = original.with_mlps(LayerRange::All, |mlps| {
-        let types = mlps
-            .iter()
-            .filter_map(|mlp| original.model.data_type(mlp.down().weight.tensor).ok());
-        types.map(tolerance).fold(0.0, f64::max)
+        edit::tolerance(&original.model, &mlps)
     });
     let mut agreement = Agreement {
         max_difference: 0.0,
@@ -441,19 +438,6 @@ pub fn compare(
     }
     agreement.same_argmax = same as f64 / agreement.positions.max(1) as f64;
     Ok(agreement)
-}
-
-/// How far logits may move, relative to the largest, when each weight was rounded once more in its
-/// own type. Rounding is 2⁻¹¹ (float16) or 2⁻⁸ (bfloat16) of a weight, and the bound is twice that; for
-/// float32 (2⁻²⁴) the bound is wider, because sums of thousands of terms are also ordered differently.
-/// Measured on small models: 4e-7 (float32), 6e-6 (float16); see `tests/invariants.rs`.
-fn tolerance(data_type: crate::onnx::DataType) -> f64 {
-    use crate::onnx::DataType;
-    match data_type {
-        DataType::FLOAT16 => 1e-3,
-        DataType::BFLOAT16 => 8e-3,
-        _ => 1e-5,
-    }
 }
 
 /// The provenance object of coefficients and plans.

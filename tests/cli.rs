@@ -606,7 +606,7 @@ fn inspect_lists_files_and_mlps_of_a_folder_and_of_a_single_file() {
             let expected = json!({
                 "layer": layer, "tower": "language", "d_ff": 512, "d_model": 128, "op": "MatMul",
                 "weight": mlp["weight"], "dtype": "float", "gated": true, "edit": "columns",
-                "reason": null,
+                "graph": false, "cost": "none", "reason": null,
             });
             assert_eq!(*mlp, expected);
         }

@@ -34,6 +34,7 @@ mod rewrite;
 mod scale;
 mod scales;
 mod splice;
+mod tolerance;
 mod verify;
 mod weights;
 
@@ -46,3 +47,4 @@ pub use inspect::{FileReport, Inspection, MlpReport, check_layers, inspect, mlps
 pub use norms::column_norms;
 pub use plan::{EditPlan, GraphEdit, MlpEdit, TensorEdit};
 pub use receipt::Receipt;
+pub use tolerance::tolerance;

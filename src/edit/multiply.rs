@@ -8,7 +8,7 @@
 
 use super::form::{Cost, EditForm, Form, Subject};
 use super::recipe::{Reader, Recipe, Rewrite};
-use crate::graph::{Encoding, Site};
+use crate::graph::hidden_type;
 use crate::onnx::DataType;
 
 pub(super) const FORM: Form = Form {
@@ -23,7 +23,7 @@ const BFLOAT16: i64 = 13;
 const FREE_INITIALIZERS: i64 = 4;
 
 fn recipe<'m>(subject: &Subject<'_, 'm>) -> Result<Recipe<'m>, String> {
-    subject.surgeon.map_err(ToString::to_string)?;
+    let surgeon = subject.surgeon.map_err(ToString::to_string)?;
     let (opset, ir) = (subject.model.opset(), subject.model.proto().ir_version());
     if ir < FREE_INITIALIZERS {
         return Err(format!(
@@ -34,7 +34,10 @@ fn recipe<'m>(subject: &Subject<'_, 'm>) -> Result<Recipe<'m>, String> {
     let mut dtype = None;
     for site in &subject.mlp.sites {
         let hidden = &site.hidden;
-        let found = hidden_type(subject, site);
+        surgeon
+            .node(hidden.reader)
+            .map_err(|fault| fault.to_string())?;
+        let found = hidden_type(subject.index, site);
         let found = found.ok_or_else(|| format!("the type of '{}' is not known", hidden.name))?;
         if dtype.is_some_and(|dtype| dtype != found) {
             return Err(format!(
@@ -67,27 +70,13 @@ fn recipe<'m>(subject: &Subject<'_, 'm>) -> Result<Recipe<'m>, String> {
             readers,
             dtype,
             d_ff: usize::try_from(subject.mlp.d_ff).map_err(|e| e.to_string())?,
+            // A 1×1 convolution has its channels before height and width.
+            trailing_axes: if subject.mlp.down().op == "Conv" {
+                2
+            } else {
+                0
+            },
         }],
         cost: Cost::ElementwiseMul,
     })
-}
-
-/// The type of `h`: as declared, or the type that the down projection's constants must share with it.
-fn hidden_type(subject: &Subject<'_, '_>, site: &Site<'_>) -> Option<DataType> {
-    let hidden = &site.hidden;
-    let declared = subject
-        .index
-        .declared_type(hidden.reader.scope, hidden.name);
-    let declared = declared.and_then(|tensor| DataType::from_code(tensor.elem_type()));
-    let weight = &site.down.weight;
-    let shared = match &weight.encoding {
-        Encoding::Float if weight.via.is_empty() => weight.tensor,
-        Encoding::NBits(nbits) => nbits.scales.tensor,
-        Encoding::Bnb4(bnb4) => bnb4.absmax.tensor,
-        Encoding::Dequantized(dequantizer) => dequantizer.scale.tensor,
-        Encoding::Integer(integer) => integer.scale.tensor,
-        Encoding::QLinear(linear) => linear.scale.tensor,
-        _ => return declared,
-    };
-    declared.or_else(|| DataType::from_code(shared.data_type()))
 }

@@ -110,6 +110,8 @@ pub(super) enum Rewrite<'m> {
         /// Type of `h`, and so of the gates.
         dtype: DataType,
         d_ff: usize,
+        /// Axes of `h` behind the neurons.
+        trailing_axes: usize,
     },
 }
 
@@ -214,13 +216,25 @@ pub(super) fn settle<'m>(
         match place {
             Some(place) => in_place.push(InPlace { array, place }),
             None => {
-                subject.surgeon.map_err(ToString::to_string)?;
+                reachable(subject, &readers)?;
                 read_once(subject, &readers)?;
                 rewrites.push(Rewrite::Copy { array, readers });
             }
         }
     }
     Ok((in_place, rewrites))
+}
+
+/// Whether the file shows these nodes as such, so that their inputs can be changed.
+pub(super) fn reachable(
+    subject: &Subject<'_, '_>,
+    readers: &[(NodeId, usize)],
+) -> Result<(), String> {
+    let surgeon = subject.surgeon.map_err(ToString::to_string)?;
+    for (node, _) in readers {
+        surgeon.node(*node).map_err(|fault| fault.to_string())?;
+    }
+    Ok(())
 }
 
 /// A reader that is not the layer itself, but a `Transpose` or `Cast` on the way, must lead to one
@@ -389,7 +403,13 @@ impl<'m> Rewriter<'_, 'm> {
                 readers,
                 dtype,
                 d_ff,
-            } => self.gate(surgeon, readers, *dtype, *d_ff, changes),
+                trailing_axes,
+            } => {
+                let dims: Vec<i64> = std::iter::once(dim(*d_ff))
+                    .chain(std::iter::repeat_n(1, *trailing_axes))
+                    .collect();
+                self.gate(surgeon, readers, *dtype, dims, changes)
+            }
         }
     }
 
@@ -402,9 +422,10 @@ impl<'m> Rewriter<'_, 'm> {
         surgeon: &Surgeon<'_, 'm>,
         readers: &[Reader<'m>],
         dtype: DataType,
-        d_ff: usize,
+        dims: Vec<i64>,
         changes: &mut Changes,
     ) -> Result<(), Failure> {
+        let d_ff = self.gates.len();
         let name = surgeon.free_name(&format!("kvw.layers.{}.gate", self.layer), &changes.names);
         let ones = match dtype {
             DataType::FLOAT16 => half::f16::ONE.to_le_bytes().to_vec(),
@@ -424,7 +445,7 @@ impl<'m> Rewriter<'_, 'm> {
             channels: 0..d_ff,
         };
         let bytes = self.scaled(&ones.repeat(d_ff), &array, self.gates)?;
-        let mut gates = tensor(dtype, vec![dim(d_ff)], bytes);
+        let mut gates = tensor(dtype, dims, bytes);
         gates.name = Some(name.clone());
         changes.names.push(name.clone());
         changes.list.push(Change::AddInitializer(gates));

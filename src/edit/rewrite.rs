@@ -320,7 +320,8 @@ impl<'a, 'm> Surgeon<'a, 'm> {
     }
 
     fn proto(&self, path: &GraphPath) -> Option<&'m GraphProto> {
-        path.0.iter().try_fold(self.model.graph(), |graph, step| {
+        let main = self.model.proto().graph.as_ref()?;
+        path.0.iter().try_fold(main, |graph, step| {
             let attribute = graph.node.get(step.node)?.attribute.get(step.attribute)?;
             match step.graph {
                 None => attribute.g.as_deref(),

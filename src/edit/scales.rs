@@ -16,7 +16,7 @@
 //! Which branch bypasses the activation, the graph says ([`Up`]).
 
 use super::form::{Cost, EditForm, Form, Subject};
-use super::recipe::{Array, Recipe, Rewrite, settle};
+use super::recipe::{Array, Recipe, Rewrite, reachable, settle};
 use crate::graph::{Bias, Encoding, NoSlices, Rounding, Slices, Stored, Up};
 use crate::onnx::DataType;
 
@@ -31,6 +31,8 @@ fn recipe<'m>(subject: &Subject<'_, 'm>) -> Result<Recipe<'m>, String> {
     for site in &subject.mlp.sites {
         let up = site.up.as_ref().map_err(Clone::clone)?;
         match &up.rounding {
+            // The channels of a convolution are not its last axis.
+            Some(_) if up.linear.op == "Conv" => return Err("a convolution is rounded".to_owned()),
             Some(rounding) => rounded(subject, rounding, &mut vectors)?,
             None => weight(subject, up, &mut arrays, &mut vectors)?,
         }
@@ -39,8 +41,13 @@ fn recipe<'m>(subject: &Subject<'_, 'm>) -> Result<Recipe<'m>, String> {
         }
     }
     let (in_place, mut rewrites) = settle(subject, arrays)?;
-    if !vectors.is_empty() {
-        subject.surgeon.map_err(ToString::to_string)?;
+    for vector in &vectors {
+        match vector {
+            Rewrite::Vector { readers, .. } | Rewrite::Repeat { readers, .. } => {
+                reachable(subject, readers)?;
+            }
+            _ => {}
+        }
     }
     rewrites.extend(merged(vectors));
     if in_place.is_empty() && rewrites.is_empty() {

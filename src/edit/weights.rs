@@ -174,7 +174,6 @@ impl Weights {
         let elements = match &weight.encoding {
             Encoding::Float if dtype.is_scalable_float() => Elements::Float(dtype),
             Encoding::Float => return Ok(Err(format!("it is stored as {dtype}"))),
-            Encoding::Opaque(reason) => return Ok(Err(reason.clone())),
             _ => match codes(model, down, &shape, dtype)? {
                 Ok(codes) => Elements::Codes(codes),
                 Err(reason) => return Ok(Err(reason)),
@@ -212,6 +211,14 @@ impl Weights {
         match self.axis {
             0 => self.rows,
             _ => self.columns,
+        }
+    }
+
+    /// Bits of a stored element.
+    pub(super) fn bits(&self) -> u64 {
+        match &self.elements {
+            Elements::Float(dtype) => dtype.bits().unwrap_or(8),
+            Elements::Codes(codes) => codes.bits,
         }
     }
 
@@ -314,6 +321,9 @@ struct Shape {
 }
 
 fn shape(down: &Linear<'_>) -> Result<Shape, String> {
+    if let Encoding::Opaque(reason) = &down.weight.encoding {
+        return Err(reason.clone());
+    }
     let (k, n) = (down.k, down.n);
     let of = |rows, columns, axis| Shape {
         rows,
@@ -443,7 +453,6 @@ fn codes(
             let zeros = Zeros::Each(channels(model, &operands.zero_point, shape)?);
             integer(Decode::Affine { scales, zeros })
         }
-        Encoding::Opaque(reason) => Err(reason.clone()),
         _ => Err("its encoding is not known".to_owned()),
     })
 }

@@ -12,7 +12,7 @@ use crate::onnx::schema::NodeProto;
 use crate::onnx::{DataType, attribute};
 
 /// The type in which the hidden activation of `site` is read.
-pub(super) fn of_hidden(index: &Index<'_>, site: &Site<'_>) -> Option<DataType> {
+pub fn of_hidden(index: &Index<'_>, site: &Site<'_>) -> Option<DataType> {
     let hidden = &site.hidden;
     let node = index.node(hidden.reader)?;
     let read = match node.op_type() {

@@ -24,6 +24,7 @@ mod rename;
 pub mod session;
 
 pub use bypass::{Bias, Rounding, Up};
+pub use element_type::of_hidden as hidden_type;
 pub use encoding::{
     Bnb4, Bnb4Type, Dequantizer, Encoding, IntegerScale, NBits, NoSlices, QLinear, Slices, Stored,
 };
