@@ -15,7 +15,7 @@ tokenizer and processor, all of transformers' own classes, and its vision encode
   fixtures/families/NAME/coefficients.safetensors   per sample and layer: mean of |h| over the positions that predict an answer
                                              token, by hooks on the PyTorch model
 
-Deterministic: the same versions write the same bytes.
+Deterministic: the same versions write the same bytes. `phi3_v` needs code that is in no package; its file says which.
 """
 
 import argparse
