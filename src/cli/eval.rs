@@ -40,8 +40,14 @@ pub(super) struct Eval {
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
     /// A set: JSONL with image, question, answer, and what docs/formats.md lists. KIND says what it is
-    /// for: forget, retain, holdout (never shown to the model), or other (the default). May be repeated
-    #[arg(long, value_name = "[KIND=]FILE", required = true)]
+    /// for: forget, retain, holdout (never shown to the model), or other (the default). Ready-made inputs
+    /// are sets too (docs/feeds.md). May be repeated
+    #[arg(
+        long,
+        visible_alias = "feeds",
+        value_name = "[KIND=]PATH",
+        required = true
+    )]
     data: Vec<SetArgument>,
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
