@@ -170,3 +170,31 @@ fn scratch_folder(graph: &SessionModel) -> std::io::Result<(tempfile::TempDir, P
     std::fs::write(&model, &graph.bytes)?;
     Ok((scratch, model))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::scratch_folder;
+    use crate::graph::session::SessionModel;
+
+    #[test]
+    fn the_scratch_graph_takes_the_name_of_no_data_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let names = ["model.onnx", "session.onnx"];
+        let files = names.map(|name| folder.path().join(name));
+        for file in &files {
+            std::fs::write(file, "weights").unwrap();
+        }
+        let graph = SessionModel {
+            bytes: b"graph".to_vec(),
+            folder: folder.path().to_owned(),
+            files: files.to_vec(),
+        };
+        let (scratch, model) = scratch_folder(&graph).unwrap();
+        assert_eq!(std::fs::read(&model).unwrap(), b"graph");
+        assert_eq!(model.parent(), Some(scratch.path()));
+        for name in names {
+            let linked = std::fs::read(scratch.path().join(name)).unwrap();
+            assert_eq!(linked, b"weights", "{name}");
+        }
+    }
+}
