@@ -308,13 +308,12 @@ fn instrumented_exports_compute_what_a_graph_tapped_by_onnx_helper_computes() {
 }
 
 /// The same over a whole folder of exports, `KVW_EXPORTS`, with what `hidden.py` made of it in
-/// `KVW_HIDDEN`. Without the variables there is nothing to look at.
+/// `KVW_HIDDEN`.
 #[test]
+#[ignore = "reads the folders that KVW_EXPORTS and KVW_HIDDEN name"]
 fn instrumented_exports_of_a_folder_compute_what_onnxruntime_computes() {
-    let folder = |name| std::env::var_os(name).map(PathBuf::from);
-    let (Some(exports), Some(hidden)) = (folder("KVW_EXPORTS"), folder("KVW_HIDDEN")) else {
-        return;
-    };
+    let folder = |name| PathBuf::from(std::env::var_os(name).unwrap());
+    let (exports, hidden) = (folder("KVW_EXPORTS"), folder("KVW_HIDDEN"));
     let engine = engine(1);
     let goldens = goldens(&hidden, &exports);
     assert!(!goldens.is_empty());

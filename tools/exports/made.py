@@ -109,6 +109,34 @@ def fused_slices(d, x, path):
     return d.node("MatMul", [h, d.weight(f"{path}.down", [WIDTH, HIDDEN])], f"{path}/down_proj/MatMul")
 
 
+def fused_split(d, x, path):
+    """One projection on [B * T, C], reshaped back, its halves by a Split with sizes; up is the second output here."""
+    rows = d.constant(f"{path}.rows", np.array([-1, HIDDEN], np.int64))
+    sizes = d.constant(f"{path}.sizes", np.array([WIDTH, WIDTH], np.int64))
+    flat = d.node("Reshape", [x, rows], f"{path}/Reshape")
+    both = d.node("MatMul", [flat, d.weight(f"{path}.gate_up", [HIDDEN, 2 * WIDTH])], f"{path}/gate_up_proj/MatMul")
+    bounds = [d.constant(f"{path}.{name}", np.array([value], np.int64)) for name, value in (("start", 0), ("end", 2))]
+    leading = d.node("Slice", [d.node("Shape", [x], f"{path}/Shape"), *bounds], f"{path}/Slice")
+    last = d.constant(f"{path}.last", np.array([2 * WIDTH], np.int64))
+    both = d.node("Reshape", [both, d.node("Concat", [leading, last], f"{path}/Concat", axis=0)], f"{path}/Reshape_1")
+    d.node("Split", [both, sizes], f"{path}/Split", [f"{path}.halves.0", f"{path}.halves.1"], axis=2)
+    up = d.node("Add", [f"{path}.halves.1", d.weight(f"{path}.up.bias", [WIDTH])], f"{path}/up_proj/Add")
+    h = d.node("Mul", [d.silu(f"{path}.halves.0", f"{path}/act_fn"), up], f"{path}/Mul")
+    return d.node("MatMul", [h, d.weight(f"{path}.down", [WIDTH, HIDDEN])], f"{path}/down_proj/MatMul")
+
+
+def interleaved(d, x, path):
+    """Channels of gate and up take turns: neither is a half of the projection."""
+    shape = d.constant(f"{path}.shape", np.array([0, 0, WIDTH, 2], np.int64))
+    axes = d.constant(f"{path}.axes", np.array([3], np.int64))
+    both = d.node("MatMul", [x, d.weight(f"{path}.gate_up", [HIDDEN, 2 * WIDTH])], f"{path}/gate_up_proj/MatMul")
+    pairs = d.node("Reshape", [both, shape], f"{path}/Reshape")
+    d.node("Split", [pairs], f"{path}/Split", [f"{path}.pairs.0", f"{path}.pairs.1"], axis=-1)
+    gate, up = (d.node("Squeeze", [f"{path}.pairs.{i}", axes], f"{path}/Squeeze_{i}") for i in range(2))
+    h = d.node("Mul", [d.silu(gate, f"{path}/act_fn"), up], f"{path}/Mul")
+    return d.node("MatMul", [h, d.weight(f"{path}.down", [WIDTH, HIDDEN])], f"{path}/down_proj/MatMul")
+
+
 def behind(d, x, path):
     """Weights behind Transpose, Cast, Identity and Constant; two layers share the down projection's initializer."""
     gate = d.weight(f"{path}.gate", [WIDTH, HIDDEN])
@@ -297,6 +325,7 @@ def main():
     out.mkdir(parents=True, exist_ok=True)
     by_hand = {
         "up_first": (up_first, {}), "grouped_product": (grouped_product, {}), "fused_slices": (fused_slices, {}),
+        "fused_split": (fused_split, {}), "interleaved": (interleaved, {}),
         "behind": (behind, {}), "shared_weight": (shared_weight, {}), "opset14": (gated, {"opset": 14, "ir": 7}),
         "dequantized_transposed": (dequantized_transposed, {"opset": 21, "ir": 10}), "pointwise": (pointwise, {}),
         "function": (function_layer, {}), "lora": (lora, {}), "experts": (experts, {}), "selected": (selected, {}),
