@@ -2,15 +2,21 @@
 //! whose and which version), and what must hold for any text.
 
 // clippy.toml allows it in test functions only, and reading a golden is a helper of theirs.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::print_stdout)]
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use kvw::eval::distribution::{auc, harmonic_mean, kolmogorov_smirnov, privacy_leakage};
+use kvw::eval::likelihood::zlib_length;
+use kvw::eval::text::bleu::bleu;
 use kvw::eval::text::{
     Score, is_degenerate, leakable, leaks, name_is_in, rouge_l, rouge_n, seq_rep, stemmer::stem,
 };
-use kvw::eval::{Answered, Direction, METRICS, Scoring, Summary, TokenLog, metric, score};
+use kvw::eval::{
+    AnswerLoss, Answered, Direction, Estimate, METRICS, Scoring, Summary, TokenLog, metric, score,
+};
+use ndarray::Array1;
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -95,6 +101,196 @@ fn seq_rep_4_is_welleck_and_colleagues_formula() {
             seq_rep(4, row["text"].as_str().unwrap()).unwrap() - row["seq_rep_4"].as_f64().unwrap();
         assert!(difference.abs() <= TOLERANCE, "{row}");
     }
+}
+
+/// Compares two numbers, absolutely below 1 and relatively above, and keeps the largest difference.
+struct Difference {
+    name: &'static str,
+    reference: &'static str,
+    checked: usize,
+    largest: f64,
+}
+
+impl Difference {
+    fn new(name: &'static str, reference: &'static str) -> Self {
+        let (checked, largest) = (0, 0.0);
+        Self {
+            name,
+            reference,
+            checked,
+            largest,
+        }
+    }
+
+    fn add(&mut self, found: f64, expected: &Value) {
+        let expected = expected.as_f64().unwrap();
+        let difference = (found - expected).abs() / expected.abs().max(1.0);
+        assert!(
+            difference <= 1e-6,
+            "{}: {found} and not {expected}",
+            self.name
+        );
+        self.checked += 1;
+        self.largest = self.largest.max(difference);
+    }
+}
+
+impl Drop for Difference {
+    /// A row of the table in docs/metrics.md.
+    fn drop(&mut self) {
+        println!(
+            "| `{}` | {} | {} | {:.0e} |",
+            self.name, self.reference, self.checked, self.largest
+        );
+        assert!(
+            self.checked > 0 || std::thread::panicking(),
+            "{}",
+            self.name
+        );
+    }
+}
+
+fn numbers(values: &Value) -> Vec<f64> {
+    let values = values.as_array().unwrap().iter();
+    values.map(|value| value.as_f64().unwrap()).collect()
+}
+
+fn rows(file: &str) -> Vec<Value> {
+    golden(file, "rows").as_array().unwrap().clone()
+}
+
+#[test]
+fn bleu_is_nltks() {
+    let mut difference = Difference::new("bleu", "nltk 3.9.1 sentence_bleu, method1");
+    for row in rows("bleu.json") {
+        let text = |key: &str| row[key].as_str().unwrap();
+        difference.add(bleu(text("reference"), text("prediction")), &row["bleu"]);
+    }
+}
+
+#[test]
+fn what_is_made_of_token_likelihoods_is_open_unlearnings() {
+    let of = |name| Difference::new(name, "open-unlearning's formula, numpy float64");
+    let mut loss = of("loss");
+    let mut probability = of("probability");
+    let mut memorization = of("exact_memorization");
+    let mut strength = of("extraction_strength");
+    let mut lowest = ["min_k_20", "min_k_40"].map(of);
+    let mut normalized = ["min_k_plus_plus_20", "min_k_plus_plus_40"].map(of);
+    for row in rows("likelihood.json") {
+        let mut log = TokenLog::default();
+        let logits = row["logits"].as_array().unwrap();
+        for (logits, label) in logits.iter().zip(row["labels"].as_array().unwrap()) {
+            #[allow(clippy::cast_possible_truncation)]
+            let logits: Array1<f32> = numbers(logits).into_iter().map(|x| x as f32).collect();
+            log.push(logits.view(), label.as_i64().unwrap());
+        }
+        loss.add(log.loss().per_token().unwrap(), &row["loss"]);
+        probability.add(log.loss().probability().unwrap(), &row["probability"]);
+        memorization.add(
+            log.exact_memorization().unwrap(),
+            &row["exact_memorization"],
+        );
+        let found = log.extraction_strength().unwrap();
+        match row["last_is_hit"] == true {
+            true => strength.add(found, &row["extraction_strength"]),
+            // open-unlearning's loop ends one short: it gives 1 ÷ L where nothing can be extracted.
+            false => assert_eq!(found, 0.0),
+        }
+        for (i, k) in [0.2, 0.4].into_iter().enumerate() {
+            lowest[i].add(log.min_k(k).unwrap(), &row[lowest[i].name]);
+            normalized[i].add(log.min_k_plus_plus(k).unwrap(), &row[normalized[i].name]);
+        }
+    }
+}
+
+#[test]
+fn truth_ratios_are_open_unlearnings() {
+    let of = |name| Difference::new(name, "open-unlearning's formula, numpy float64");
+    let mut ratio = of("truth_ratio");
+    let mut forget = of("truth_ratio_forget");
+    let mut retain = of("truth_ratio_retain");
+    let mut normalized = of("probability_normalized");
+    let tokens = |loss: f64| AnswerLoss {
+        sum_nll: 7.0 * loss,
+        tokens: 7,
+    };
+    for row in rows("truth_ratio.json") {
+        let right = tokens(row["right"].as_f64().unwrap());
+        let wrong: Vec<AnswerLoss> = numbers(&row["wrong"]).into_iter().map(tokens).collect();
+        let answered = Answered {
+            reference: "a".into(),
+            paraphrased: Some(right),
+            likelihood: Some(TokenLog {
+                log_probability: vec![-right.sum_nll / 7.0],
+                ..TokenLog::default()
+            }),
+            perturbed: wrong,
+            ..Answered::default()
+        };
+        let scores = score(answered, &Scoring::default()).scores;
+        ratio.add(scores["truth_ratio"], &row["truth_ratio"]);
+        forget.add(scores["truth_ratio_forget"], &row["closer_to_1_better"]);
+        retain.add(scores["truth_ratio_retain"], &row["true_better"]);
+        normalized.add(
+            scores["probability_normalized"],
+            &row["probability_w_options"],
+        );
+    }
+}
+
+#[test]
+fn distributions_are_compared_as_scikit_learn_and_scipy_do() {
+    let mut area = Difference::new("auc_*", "scikit-learn roc_auc_score");
+    let mut statistic = Difference::new("D of forget_quality", "scipy ks_2samp, exact");
+    let mut p_value = Difference::new("forget_quality", "scipy ks_2samp, exact");
+    let mut leakage = Difference::new("privleak", "open-unlearning's formula");
+    let mut utility = Difference::new("model_utility", "scipy hmean");
+    for row in rows("distribution.json") {
+        let (forget, holdout) = (numbers(&row["forget"]), numbers(&row["holdout"]));
+        let found = auc(&forget, &holdout).unwrap();
+        area.add(found, &row["auc"]);
+        leakage.add(
+            privacy_leakage(found, row["reference_auc"].as_f64().unwrap()),
+            &row["privleak"],
+        );
+        let test = kolmogorov_smirnov(&forget, &holdout).unwrap();
+        statistic.add(test.statistic, &row["ks"]);
+        p_value.add(test.p_value, &row["p_value"]);
+        // Small p-values too, to their own digits.
+        let expected = row["p_value"].as_f64().unwrap();
+        assert!((test.p_value / expected - 1.0).abs() < 1e-6, "{expected:e}");
+    }
+    for row in rows("harmonic_mean.json") {
+        let found = harmonic_mean(&numbers(&row["values"])).unwrap();
+        utility.add(found, &row["harmonic_mean"]);
+    }
+}
+
+#[test]
+fn intervals_are_numpys_quantiles_of_the_same_draws() {
+    let mut ends = Difference::new("low, high", "numpy quantile of 1000 draws");
+    for row in rows("bootstrap.json") {
+        let found = Estimate::mean(&numbers(&row["values"]), true, "");
+        ends.add(found.low.unwrap(), &row["low"]);
+        ends.add(found.high.unwrap(), &row["high"]);
+    }
+}
+
+#[test]
+fn zlib_lengths_are_pythons_but_for_a_few() {
+    let rows = rows("zlib.json");
+    let differ = rows.iter().filter(|row| {
+        let found = zlib_length(row["text"].as_str().unwrap());
+        row["length"].as_u64().unwrap() != found as u64
+    });
+    let differ: Vec<&Value> = differ.collect();
+    println!(
+        "{} of {} lengths differ: {differ:?}",
+        differ.len(),
+        rows.len()
+    );
+    assert!(differ.len() * 100 < rows.len(), "{differ:?}");
 }
 
 /// A number as the table of metrics has it.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 use clap::Args;
 
 use super::printer::Printer;
-use crate::dataset::{Dataset, Sample, is_feeds, read_feeds, read_jsonl};
+use crate::dataset::{self, Dataset, ReadOptions, Sample};
 use crate::eval::SetKind;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
 use crate::pipeline::{Error, Model};
@@ -221,12 +221,28 @@ impl<'d> EvaluatedSet<'d> {
     }
 }
 
-/// Reads a dataset: JSONL, or ready-made inputs.
-pub(super) fn dataset(path: &Path) -> Result<Dataset, Error> {
-    if is_feeds(path) {
-        return Ok(read_feeds(path)?);
+/// How data is read.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Data")]
+pub(super) struct DataArguments {
+    /// Rows of a benchmark that may be unusable: they are left out, counted and named. One more is an
+    /// error. (A bad row of JSONL always is.)
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    max_bad_rows: usize,
+}
+
+impl DataArguments {
+    /// Reads a dataset, and says which rows were left out.
+    pub(super) fn read(&self, address: &Path, printer: &Printer) -> Result<Dataset, Error> {
+        let options = ReadOptions {
+            max_bad_rows: self.max_bad_rows,
+        };
+        let data = dataset::read(address, &options)?;
+        for row in &data.bad_rows {
+            printer.note(&format!("left out: {row}"));
+        }
+        Ok(data)
     }
-    Ok(read_jsonl(path)?)
 }
 
 /// Fails early where an output is there and must not be replaced, or cannot be put there.

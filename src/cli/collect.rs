@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    RuntimeArguments, dataset, note_placement, parse_positive, refuse_existing,
+    DataArguments, RuntimeArguments, note_placement, parse_positive, refuse_existing,
 };
 use super::outcome::Outcome;
 use super::printer::Printer;
@@ -25,8 +25,8 @@ use crate::pipeline::{Error, Model, provenance};
 pub(super) struct Collect {
     /// Model folder
     model: PathBuf,
-    /// The retain set: JSONL with image, question, answer; or ready-made inputs, a .safetensors or .npz
-    /// file or a folder of them
+    /// The retain set: JSONL with image, question, answer; a benchmark, clear:PATH/retain95 or
+    /// mllmu:PATH/retain_95; or ready-made inputs, a .safetensors or .npz file or a folder of them
     #[arg(long, visible_alias = "feeds", value_name = "PATH")]
     data: PathBuf,
     /// Where the coefficients go (safetensors)
@@ -44,6 +44,8 @@ pub(super) struct Collect {
     /// Replace an existing output
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    reading: DataArguments,
     #[command(flatten)]
     runtime: RuntimeArguments,
 }
@@ -63,7 +65,7 @@ impl Collect {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
         refuse_existing(&self.output, self.force)?;
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let data = dataset(&self.data)?;
+        let data = self.reading.read(&self.data, printer)?;
         let engine = self.runtime.engine(printer)?;
         let forwards = data.samples.len();
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;

@@ -6,7 +6,9 @@ use clap::Args;
 use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 
-use super::arguments::{RuntimeArguments, SetArgument, StepArguments, WeakenArguments};
+use super::arguments::{
+    DataArguments, RuntimeArguments, SetArgument, StepArguments, WeakenArguments,
+};
 use super::outcome::Outcome;
 use super::printer::Printer;
 use super::probe::ControlArguments;
@@ -102,6 +104,7 @@ impl Demo {
             },
             targets: TargetArguments::default(),
             controls: ControlArguments::default(),
+            reading: DataArguments::default(),
             runtime: self.runtime.clone(),
         };
         let shown = Shown {

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    EvaluatedSet, RuntimeArguments, SetArgument, dataset, note_placement, parse_positive,
+    DataArguments, EvaluatedSet, RuntimeArguments, SetArgument, note_placement, parse_positive,
     refuse_existing,
 };
 use super::outcome::Outcome;
@@ -39,9 +39,10 @@ pub(super) struct Eval {
     /// Evaluate the model as this plan would leave it
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
-    /// A set: JSONL with image, question, answer, and what docs/formats.md lists. KIND says what it is
-    /// for: forget, retain, holdout (never shown to the model), or other (the default). Ready-made inputs
-    /// are sets too (docs/feeds.md). May be repeated
+    /// A set: JSONL with image, question, answer, and what docs/formats.md lists, or a benchmark, as
+    /// clear:PATH/forget05 or mllmu:PATH/forget_5:cloze. KIND says what it is for: forget, retain,
+    /// holdout (never shown to the model), or other (the default). Ready-made inputs are sets too
+    /// (docs/feeds.md). May be repeated
     #[arg(
         long,
         visible_alias = "feeds",
@@ -68,6 +69,8 @@ pub(super) struct Eval {
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
     #[command(flatten)]
+    reading: DataArguments,
+    #[command(flatten)]
     runtime: RuntimeArguments,
 }
 
@@ -86,7 +89,10 @@ impl Eval {
             refuse_existing(output, self.force)?;
         }
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let data = self.data.iter().map(|set| dataset(&set.path));
+        let data = self
+            .data
+            .iter()
+            .map(|set| self.reading.read(&set.path, printer));
         let data = data.collect::<Result<Vec<_>, _>>()?;
         let sets = evaluated_sets(&self.data, &data, self.limit.unwrap_or(usize::MAX));
         let plan = self

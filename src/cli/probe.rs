@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    EvaluatedSet, RuntimeArguments, SetArgument, dataset, note_placement, parse_positive,
+    DataArguments, EvaluatedSet, RuntimeArguments, SetArgument, note_placement, parse_positive,
     refuse_existing, refuse_same_set,
 };
 use super::eval::{evaluated_sets, header, show};
@@ -76,6 +76,8 @@ pub(super) struct ProbeVerb {
     /// Replace the evaluation file
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    reading: DataArguments,
     #[command(flatten)]
     runtime: RuntimeArguments,
 }
@@ -197,12 +199,19 @@ impl ProbeVerb {
         }
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
         let (plan, provenance) = kvw::load_plan(&self.plan).map_err(Error::from)?;
-        let forget = dataset(&self.forget)?;
-        let retain = self.retain.as_deref().map(dataset).transpose()?;
+        let forget = self.reading.read(&self.forget, printer)?;
+        let retain = self
+            .retain
+            .as_deref()
+            .map(|path| self.reading.read(path, printer))
+            .transpose()?;
         if let Some(retain) = &retain {
             refuse_same_set(&forget, retain)?;
         }
-        let extra = self.eval.iter().map(|set| dataset(&set.path));
+        let extra = self
+            .eval
+            .iter()
+            .map(|set| self.reading.read(&set.path, printer));
         let extra = extra.collect::<Result<Vec<_>, _>>()?;
         let given = [
             (SetKind::Forget, Some(&forget)),

@@ -7,7 +7,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    RuntimeArguments, StepArguments, dataset, note_placement, parse_gamma, parse_positive,
+    DataArguments, RuntimeArguments, StepArguments, note_placement, parse_gamma, parse_positive,
     refuse_same_set,
 };
 use super::outcome::Outcome;
@@ -69,6 +69,8 @@ pub(super) struct SweepVerb {
     force: bool,
     #[command(flatten)]
     steps: StepArguments,
+    #[command(flatten)]
+    reading: DataArguments,
     #[command(flatten)]
     runtime: RuntimeArguments,
 }
@@ -204,9 +206,9 @@ struct Swept<'a> {
 impl SweepVerb {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let forget = dataset(&self.forget)?;
-        let retain = dataset(&self.retain)?;
-        let others = named(&self.eval)?;
+        let forget = self.reading.read(&self.forget, printer)?;
+        let retain = self.reading.read(&self.retain, printer)?;
+        let others = named(&self.eval, &self.reading, printer)?;
         if self.force {
             remove_file(&self.output)?;
         }
@@ -238,7 +240,11 @@ impl SweepVerb {
 }
 
 /// Datasets by the names of their files, each name once.
-fn named(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Dataset)>> {
+fn named(
+    paths: &[PathBuf],
+    reading: &DataArguments,
+    printer: &Printer,
+) -> anyhow::Result<Vec<(String, Dataset)>> {
     let mut taken = BTreeSet::from(["forget".to_owned(), "retain".to_owned()]);
     paths
         .iter()
@@ -248,7 +254,7 @@ fn named(paths: &[PathBuf]) -> anyhow::Result<Vec<(String, Dataset)>> {
                 taken.insert(name.clone()),
                 "two sets are called {name}: expected files with different names"
             );
-            Ok((name, dataset(path)?))
+            Ok((name, reading.read(path, printer)?))
         })
         .collect()
 }

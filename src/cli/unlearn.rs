@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use super::apply::record;
 use super::arguments::{
-    EvaluatedSet, RuntimeArguments, SetArgument, WeakenArguments, dataset, note_placement,
+    DataArguments, EvaluatedSet, RuntimeArguments, SetArgument, WeakenArguments, note_placement,
     parse_positive, refuse_existing, refuse_same_set,
 };
 use super::eval::{evaluated_sets, header, interval, show};
@@ -48,8 +48,8 @@ use crate::sweep::{self, Sweep, Tradeoff};
 pub(super) struct Unlearn {
     /// Model folder
     pub(super) model: PathBuf,
-    /// What is to be forgotten: JSONL with image, question, answer; or ready-made inputs, a .safetensors or
-    /// .npz file or a folder of them
+    /// What is to be forgotten: JSONL with image, question, answer; a benchmark, clear:PATH/forget05 or
+    /// mllmu:PATH/forget_5; or ready-made inputs, a .safetensors or .npz file or a folder of them
     #[arg(long, value_name = "PATH")]
     pub(super) forget: PathBuf,
     /// What is to be kept, in the same forms
@@ -102,6 +102,8 @@ pub(super) struct Unlearn {
     #[command(flatten)]
     pub(super) controls: ControlArguments,
     #[command(flatten)]
+    pub(super) reading: DataArguments,
+    #[command(flatten)]
     pub(super) runtime: RuntimeArguments,
 }
 
@@ -152,12 +154,16 @@ impl Unlearn {
         }
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
         edit::check_output(&bundle, &self.output, self.force).map_err(Error::from)?;
-        let forget = dataset(&self.forget)?;
-        let retain = self.retain.as_deref().map(dataset).transpose()?;
+        let forget = self.reading.read(&self.forget, printer)?;
+        let retain = self
+            .retain
+            .as_deref()
+            .map(|path| self.reading.read(path, printer))
+            .transpose()?;
         let extra = self
             .eval
             .iter()
-            .map(|set| dataset(&set.path))
+            .map(|set| self.reading.read(&set.path, printer))
             .collect::<Result<Vec<_>, _>>()?;
         if let Some(retain) = &retain {
             refuse_same_set(&forget, retain)?;
@@ -459,7 +465,7 @@ impl Job<'_> {
             controls: Vec::new(),
         };
         if let Some((path, reference)) = &self.reference {
-            evidence.add_reference(path, reference.clone())?;
+            evidence.add_reference(path, reference.clone(), &self.settings.scoring)?;
         }
         evidence.compare();
         self.check_target(&evidence)?;

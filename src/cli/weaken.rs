@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    RuntimeArguments, WeakenArguments, dataset, note_placement, refuse_existing,
+    DataArguments, RuntimeArguments, WeakenArguments, note_placement, refuse_existing,
 };
 use super::outcome::Outcome;
 use super::printer::Printer;
@@ -30,8 +30,8 @@ use crate::pipeline::{Error, Model, check_identity, provenance};
 pub(super) struct Weaken {
     /// Model folder
     model: PathBuf,
-    /// The forget set: JSONL with image, question, answer; or ready-made inputs, a .safetensors or .npz
-    /// file or a folder of them
+    /// The forget set: JSONL with image, question, answer; a benchmark, clear:PATH/forget05 or
+    /// mllmu:PATH/forget_5; or ready-made inputs, a .safetensors or .npz file or a folder of them
     #[arg(long, visible_alias = "feeds", value_name = "PATH")]
     forget: PathBuf,
     /// Coefficients of the retain set, from `kvw collect`
@@ -48,6 +48,8 @@ pub(super) struct Weaken {
     force: bool,
     #[command(flatten)]
     weakening: WeakenArguments,
+    #[command(flatten)]
+    reading: DataArguments,
     #[command(flatten)]
     runtime: RuntimeArguments,
 }
@@ -66,7 +68,7 @@ impl Weaken {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
         refuse_existing(&self.output, self.force)?;
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let forget = dataset(&self.forget)?;
+        let forget = self.reading.read(&self.forget, printer)?;
         let (retain, retain_provenance) =
             kvw::load_coefficients(&self.retain_coefficients).map_err(Error::from)?;
         let engine = self.runtime.engine(printer)?;

@@ -70,5 +70,6 @@ pub fn read_feeds(path: &Path) -> Result<Dataset, Error> {
         path: path.to_path_buf(),
         samples,
         sha256: hex(&digest.finalize()),
+        bad_rows: Vec::new(),
     })
 }

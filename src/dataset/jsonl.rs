@@ -76,6 +76,7 @@ pub fn read_jsonl(path: &Path) -> Result<Dataset, Error> {
         path: path.to_path_buf(),
         samples,
         sha256: hex(&Sha256::digest(&bytes)),
+        bad_rows: Vec::new(),
     })
 }
 

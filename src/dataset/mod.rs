@@ -4,23 +4,30 @@
 //! `name`, `id`, `facts` and what some metrics need optional. Out: [`Sample`]s in file order, image paths
 //! resolved against the file's own folder.
 //!
+//! Benchmarks are read as they lie on disk, by their addresses: CLEAR ([`clear`]) and MLLMU-Bench.
+//!
 //! Promised: every sample has a unique id and a non-empty answer, and every image was a readable
 //! file when the dataset was read (it is not decoded here). Every complaint names the file and the
 //! line. Columns that `kvw` does not know are left to their owner; a known column of the wrong type
 //! is an error.
 
+pub mod clear;
 mod feeds;
 mod image_source;
 mod jsonl;
+mod mllmu;
+mod rows;
+mod table;
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sha2::{Digest, Sha256};
 
 pub use feeds::{is_feeds, read_feeds};
 pub use image_source::ImageSource;
 pub use jsonl::{MAX_FILE_BYTES, read_jsonl};
+pub use table::MAX_BYTES;
 
 /// One question about one image (or about none), with the answer that the model is to forget or to
 /// keep.
@@ -75,6 +82,60 @@ pub struct Choice {
     pub correct: usize,
 }
 
+/// How a dataset is read.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct ReadOptions {
+    /// How many rows of a benchmark may be unusable before that is an error. (Of JSONL, none.)
+    pub max_bad_rows: usize,
+}
+
+/// A row that was left out.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BadRow {
+    /// The shard.
+    pub path: PathBuf,
+    /// From 0, in the shard.
+    pub row: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
+impl std::fmt::Display for BadRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} row {}: {}",
+            self.path.display(),
+            self.row,
+            self.problem
+        )
+    }
+}
+
+/// Reads one address of a benchmark: what the user wrote, what stands after the prefix, how.
+type Reader = fn(&Path, &str, &ReadOptions) -> Result<Dataset, Error>;
+
+/// The benchmarks, by the prefix of their addresses. A new one is a file and a line here.
+const BENCHMARKS: [(&str, Reader); 2] = [("clear", clear::read), ("mllmu", mllmu::read)];
+
+/// Reads a dataset by its address: `clear:PATH/forget05`, `mllmu:PATH/forget_5:cloze`, a folder or
+/// file of ready-made inputs, or else a JSONL file.
+///
+/// # Errors
+/// [`Error`].
+pub fn read(address: &Path, options: &ReadOptions) -> Result<Dataset, Error> {
+    let benchmark = address.to_str().and_then(|text| {
+        let (prefix, at) = text.split_once(':')?;
+        let (_, reader) = BENCHMARKS.iter().find(|(name, _)| *name == prefix)?;
+        Some((*reader, at))
+    });
+    match benchmark {
+        Some((reader, at)) => reader(address, at, options),
+        None if is_feeds(address) => read_feeds(address),
+        None => read_jsonl(address),
+    }
+}
+
 /// The samples of one JSONL file, in file order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Dataset {
@@ -85,6 +146,8 @@ pub struct Dataset {
     /// SHA-256 of the JSONL file's bytes, lowercase hex; of ready-made inputs, of their names and
     /// contents. It does not cover the images: see [`Dataset::content_sha256`].
     pub sha256: String,
+    /// Rows of a benchmark that were left out, at most [`ReadOptions::max_bad_rows`].
+    pub bad_rows: Vec<BadRow>,
 }
 
 impl Dataset {
@@ -136,6 +199,48 @@ pub enum Error {
     Empty {
         /// The file.
         path: PathBuf,
+    },
+    /// A shard of a benchmark cannot be hashed.
+    #[error("cannot read {}", path.display())]
+    Shard {
+        /// The shard.
+        path: PathBuf,
+        /// Why.
+        source: Box<crate::files::Error>,
+    },
+    /// A shard is not parquet, or damaged.
+    #[error("{}: expected a parquet file, found a damaged one: {message}", path.display())]
+    DamagedShard {
+        /// The shard.
+        path: PathBuf,
+        /// What the reader said.
+        message: String,
+    },
+    /// A folder of shards is not complete, or not one split.
+    #[error("{}: {problem}", path.display())]
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// What is wrong.
+        problem: String,
+    },
+    /// An address names a part that the benchmark does not have.
+    #[error("{}: expected generation, cloze or classification (with -image or -text), found `{found}`", address.display())]
+    Part {
+        /// The address.
+        address: PathBuf,
+        /// What stands after the last colon.
+        found: String,
+    },
+    /// More rows are unusable than allowed.
+    #[error("{}: {} unusable rows, more than the {limit} allowed:{}", path.display(), rows.len(), listed(rows))]
+    BadRows {
+        /// The address.
+        path: PathBuf,
+        /// How many were allowed.
+        limit: usize,
+        /// All of them.
+        rows: Vec<BadRow>,
     },
     /// A line is not UTF-8.
     #[error("{}:{line}: the line is not UTF-8", path.display())]
@@ -219,6 +324,14 @@ pub enum Error {
     },
 }
 
+/// The first few, a line each.
+fn listed(rows: &[BadRow]) -> String {
+    let shown = rows.iter().take(5).map(|row| format!("\n  {row}"));
+    let more = rows.len().saturating_sub(5);
+    let rest = (more > 0).then(|| format!("\n  and {more} more"));
+    shown.chain(rest).collect()
+}
+
 impl Error {
     /// What the user can do about it, where there is something to say.
     #[must_use]
@@ -231,6 +344,13 @@ impl Error {
             Self::Empty { .. } => {
                 r#"a sample is one line: {"image": "face.png", "question": "…", "answer": "…"}"#
             }
+            Self::Shard { source, .. } => return source.hint(),
+            Self::DamagedShard { .. } => "download the file again",
+            Self::Folder { .. } => {
+                "name the folder that holds one split's .parquet files, all of them, or one file"
+            }
+            Self::Part { .. } => "leave the part out for the rows' own question and answer",
+            Self::BadRows { .. } => "allow them with --max-bad-rows, they are left out then",
             Self::NotUtf8 { .. } => "save the file as UTF-8 (a byte order mark is fine)",
             Self::BrokenLine { .. } => {
                 "JSONL holds one whole JSON object a line, without commas between the lines"

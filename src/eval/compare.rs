@@ -13,7 +13,7 @@
 use indexmap::IndexMap;
 
 use super::answer::Answer;
-use super::distribution::{auc, kolmogorov_smirnov};
+use super::distribution::{auc, harmonic_mean, kolmogorov_smirnov, privacy_leakage};
 use super::estimate::{Estimate, SEED, bootstrap};
 use super::evidence::{Comparison, EvidenceSet, Measured, Role, SetKind};
 use crate::kvw::Draws;
@@ -153,7 +153,7 @@ fn attack(members: &Measured, others: &Measured, score: &str) -> Estimate {
     Estimate::new(value, interval, members.len() + others.len())
 }
 
-/// ((1 − AUC) − (1 − AUC of the retrained model)) ÷ (1 − AUC of the retrained model + 1e-10) · 100.
+/// [`privacy_leakage`] of the areas of the attack by Min-K.
 fn privleak(
     role: Role,
     members: &Measured,
@@ -174,10 +174,8 @@ fn privleak(
     let of = |measured| scores(measured, PRIVLEAK_SCORE);
     let own = (of(members), of(others));
     let retrained = (of(reference_members), of(reference_others));
-    let relative = |own: Option<f64>, retrained: Option<f64>| {
-        let (own, retrained) = (1.0 - own?, 1.0 - retrained?);
-        Some((own - retrained) / (retrained + 1e-10) * 100.0)
-    };
+    let relative =
+        |own: Option<f64>, retrained: Option<f64>| Some(privacy_leakage(own?, retrained?));
     let area = |(members, others): &(Vec<f64>, Vec<f64>)| auc(members, others);
     let Some(value) = relative(area(&own), area(&retrained)) else {
         return no_score(PRIVLEAK_SCORE);
@@ -256,12 +254,6 @@ fn terms(answers: &[&Answer]) -> Vec<f64> {
         }
     }
     means.values().map(|&(sum, n)| sum / n as f64).collect()
-}
-
-/// 0 where one of the values is, as scipy's `hmean`.
-fn harmonic_mean(values: &[f64]) -> Option<f64> {
-    let reciprocals: f64 = values.iter().map(|value| 1.0 / value).sum();
-    (!values.is_empty()).then(|| values.len() as f64 / reciprocals)
 }
 
 #[cfg(test)]
@@ -386,12 +378,5 @@ mod tests {
             let estimate = &comparison.models[&Role::Before];
             assert!(estimate.value.is_none() && estimate.reason.is_some());
         }
-    }
-
-    #[test]
-    fn a_harmonic_mean_is_zero_where_a_term_is() {
-        assert_eq!(harmonic_mean(&[0.5, 0.0]), Some(0.0));
-        assert_eq!(harmonic_mean(&[1.0, 1.0]), Some(1.0));
-        assert_eq!(harmonic_mean(&[]), None);
     }
 }

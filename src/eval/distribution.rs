@@ -1,8 +1,8 @@
-//! Two samples of scores against each other.
+//! Numbers of whole sets: two samples of scores against each other, and means of means.
 //!
-//! In: two slices of numbers. Out: the area under the ROC curve ([`auc`]), or the two-sample
-//! Kolmogorov–Smirnov test ([`kolmogorov_smirnov`]). Promise: equal to scikit-learn's `roc_auc_score` and
-//! to scipy's exact `ks_2samp`; never a panic.
+//! In: slices of numbers. Out: the area under the ROC curve ([`auc`]), the two-sample Kolmogorov–Smirnov
+//! test ([`kolmogorov_smirnov`]), PrivLeak, the harmonic mean. Promise: equal to scikit-learn's
+//! `roc_auc_score` and to scipy's exact `ks_2samp` and `hmean`; never a panic.
 
 /// The probability that a draw of `higher` is larger than one of `lower`, ties counting half: the area
 /// under the ROC curve of a test that takes `higher` for the positives. In [0, 1]. `None` where one is
@@ -24,6 +24,22 @@ pub fn auc(lower: &[f64], higher: &[f64]) -> Option<f64> {
         wins += below as f64 + (not_above - below) as f64 / 2.0;
     }
     Some(wins / lower.len() as f64 / higher.len() as f64)
+}
+
+/// PrivLeak of a model, of the `auc` of a membership inference on it and of the same on a retrained one:
+/// ((1 − AUC) − (1 − AUC_ref)) ÷ (1 − AUC_ref + 1e-10) · 100. 0 is as private as the retrained model;
+/// below 0 more is known, above 0 it was forgotten too conspicuously.
+#[must_use]
+pub fn privacy_leakage(auc: f64, reference: f64) -> f64 {
+    let (own, reference) = (1.0 - auc, 1.0 - reference);
+    (own - reference) / (reference + 1e-10) * 100.0
+}
+
+/// The harmonic mean; `None` of nothing. 0 where one of the values is, as scipy's `hmean`.
+#[must_use]
+pub fn harmonic_mean(values: &[f64]) -> Option<f64> {
+    let reciprocals: f64 = values.iter().map(|value| 1.0 / value).sum();
+    (!values.is_empty()).then(|| values.len() as f64 / reciprocals)
 }
 
 /// What the two-sample Kolmogorov–Smirnov test says.
@@ -121,6 +137,13 @@ mod tests {
         assert_eq!(auc(&[1.0, 3.0], &[2.0, 3.0]), Some(0.625));
         assert_eq!(auc(&[], &[1.0]), None);
         assert_eq!(auc(&[f64::NAN], &[1.0]), None);
+    }
+
+    #[test]
+    fn a_harmonic_mean_is_zero_where_a_term_is() {
+        assert_eq!(harmonic_mean(&[0.5, 0.0]), Some(0.0));
+        assert_eq!(harmonic_mean(&[1.0, 1.0]), Some(1.0));
+        assert_eq!(harmonic_mean(&[]), None);
     }
 
     #[test]

@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::agreement::Agreement;
-use super::answer::Answer;
+use super::answer::{Answer, Scoring, score};
 use super::control::Control;
 use super::estimate::{Bootstrap, Estimate};
 use super::summary::Summary;
@@ -224,11 +224,17 @@ impl Evidence {
 
     /// Puts the only model of `reference` (a file of `kvw eval` on a model that was trained without the
     /// forget set, read from `path`) beside the others as [`Role::Retrained`], in every set of the same
-    /// data. [`Evidence::compare`] then has what to compare with.
+    /// data. Its answers are scored again, as the others' are: what is compared was counted in one way.
+    /// [`Evidence::compare`] then has what to compare with.
     ///
     /// # Errors
     /// [`Error::OtherData`]: it has no set of these, evaluated others of their samples, or otherwise.
-    pub fn add_reference(&mut self, path: &Path, reference: Evidence) -> Result<(), Error> {
+    pub fn add_reference(
+        &mut self,
+        path: &Path,
+        reference: Evidence,
+        scoring: &Scoring,
+    ) -> Result<(), Error> {
         let other = |problem: String| Error::OtherData {
             path: path.to_owned(),
             problem,
@@ -257,6 +263,12 @@ impl Evidence {
                     set.set, set.samples
                 ))
             })?;
+            let answers = measured.answers.into_iter();
+            let answers: Vec<Answer> = answers.map(|a| score(a.answered, scoring)).collect();
+            let measured = Measured {
+                summary: Summary::of(&answers),
+                answers,
+            };
             set.models.insert(Role::Retrained, measured);
             added += 1;
         }
@@ -485,7 +497,7 @@ pub fn set_names(paths: &[&Path]) -> Vec<String> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
-    use super::super::answer::{Answered, Scoring, score};
+    use super::super::answer::Answered;
     use super::*;
 
     fn evidence() -> Evidence {
@@ -603,6 +615,38 @@ mod tests {
         twice.sets.push(twice.sets[0].clone());
         let found = parse(&twice.to_bytes().unwrap()).unwrap_err().to_string();
         assert_eq!(found, "e.json: there are two sets `forget`");
+    }
+
+    #[test]
+    fn a_reference_goes_beside_the_sets_of_the_same_data_and_is_scored_again() {
+        let mut reference = evidence();
+        let measured = reference.sets[0]
+            .models
+            .shift_remove(&Role::Before)
+            .unwrap();
+        reference.sets[0].models.insert(Role::Model, measured);
+        let answers = &mut reference.sets[0].models[&Role::Model].answers;
+        answers[0].scores.insert("name_accuracy".into(), 1.0);
+
+        let mut own = evidence();
+        let path = Path::new("r.json");
+        own.add_reference(path, reference.clone(), &Scoring::default())
+            .unwrap();
+        let added = &own.sets[0].models[&Role::Retrained];
+        assert_eq!(added.summary.value("name_accuracy"), Some(0.0));
+
+        let refused = |change: &dyn Fn(&mut Evidence)| {
+            let mut other = reference.clone();
+            change(&mut other);
+            let added = evidence().add_reference(path, other, &Scoring::default());
+            added.unwrap_err().to_string()
+        };
+        assert!(refused(&|e| e.max_new_tokens = 7).contains("at most 50 tokens, found 7"));
+        assert!(refused(&|e| e.sets[0].sha256 = "11".into()).contains("found none of them"));
+        assert!(
+            refused(&|e| e.sets[0].models[&Role::Model].answers.clear())
+                .contains("expected one model's answers to 1 samples")
+        );
     }
 
     #[test]

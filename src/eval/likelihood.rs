@@ -134,9 +134,12 @@ pub fn truth_ratio(right: &AnswerLoss, wrong: &[AnswerLoss]) -> Option<f64> {
 
 /// The length of `text` as zlib compresses it at level 6 (Python's `zlib.compress`), in bytes: how
 /// much there is to say about it without the model.
+///
+/// zlib-rs looks for repetitions as zlib-ng does, and on short texts finds only at level 9 what zlib's
+/// own level 6 finds: of 635 texts 632 have the same length then, with its level 6 only 284.
 #[must_use]
 pub fn zlib_length(text: &str) -> usize {
-    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(6));
+    let mut encoder = ZlibEncoder::new(Vec::new(), Compression::new(9));
     // Writing to memory does not fail.
     let written = encoder.write_all(text.as_bytes());
     let bytes = written.and_then(|()| encoder.finish()).unwrap_or_default();

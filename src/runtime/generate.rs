@@ -70,6 +70,16 @@ pub struct TokenLog {
     pub is_top: Vec<bool>,
 }
 
+impl TokenLog {
+    /// Adds a token: `logits` `[vocabulary]` are those that predict it, `id` is the true one.
+    pub fn push(&mut self, logits: ArrayView1<'_, f32>, id: i64) {
+        let (log_probability, normalized) = likelihood(logits, id);
+        self.log_probability.push(log_probability);
+        self.normalized.push(normalized);
+        self.is_top.push(argmax(logits) == id);
+    }
+}
+
 /// The answer's tokens under teacher forcing. `embedded` holds the answer; `decoder` is open for
 /// [`crate::graph::Outputs::Model`].
 ///
@@ -85,10 +95,7 @@ pub fn answer_tokens(
     let predictions = logits.axis_iter(Axis(0)).zip(&embedded.answer_mask);
     for ((row, &counts), &next) in predictions.zip(embedded.input_ids.iter().skip(1)) {
         if counts > 0.0 {
-            let (log_probability, normalized) = likelihood(row, next);
-            log.log_probability.push(log_probability);
-            log.normalized.push(normalized);
-            log.is_top.push(argmax(row) == next);
+            log.push(row, next);
         }
     }
     Ok(log)
