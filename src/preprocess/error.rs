@@ -198,12 +198,6 @@ pub enum Error {
         /// Placeholders.
         found: usize,
     },
-    /// A sample without an image, in a family that cannot do without.
-    #[error("`{family}` samples need an image, and this one has none")]
-    ImageNeeded {
-        /// The family.
-        family: &'static str,
-    },
     /// Image tokens and grids do not agree.
     #[error("the image grids need {expected} image tokens, the prompt has {found}")]
     ImageTokens {
@@ -276,10 +270,6 @@ impl Error {
             }
             Self::PlaceholderCount { .. } => {
                 "remove the placeholder from the question and the answer; the template writes it"
-            }
-            Self::ImageNeeded { .. } => {
-                "leave text-only samples out: without an image the model skips its cross-attention layers, which an \
-                 exported graph cannot"
             }
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "copy it from the original model's repository"

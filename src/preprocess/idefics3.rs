@@ -23,9 +23,9 @@ use crate::dataset::{ImageSource, Sample};
 /// The processor's own limit on the long side after scaling (`MAX_IMAGE_SIZE`).
 const MAX_IMAGE_SIZE: usize = 4096;
 /// More tokens per tile are surely not meant.
-const MAX_SEQUENCE: usize = 1 << 14;
-/// More tiles per side are surely not meant: published models have 4 to 8.
-const MAX_TILES_PER_SIDE: usize = 64;
+const MAX_SEQUENCE: usize = 1 << 12;
+/// More tiles per side are surely not meant: published models have 4.
+const MAX_TILES_PER_SIDE: usize = 16;
 
 /// Reads an Idefics3 or SmolVLM folder's configuration.
 ///

@@ -21,7 +21,7 @@ use super::{Error, Family, Form, ImageInputs, ModelDir, Prepared, tiles};
 use crate::dataset::{ImageSource, Sample};
 
 /// More tokens per tile are surely not meant.
-const MAX_SEQUENCE: usize = 1 << 14;
+const MAX_SEQUENCE: usize = 1 << 12;
 /// Larger tiles are surely not meant.
 const MAX_TILE: usize = 4096;
 /// More tiles are surely not meant: published models have 12.

@@ -71,10 +71,7 @@ impl Family for Mllama {
     fn inputs(&self, sample: &Sample, form: Form) -> Result<Prepared, Error> {
         // Without an image transformers leaves the cross-attention layers out, which a graph cannot: their
         // MLPs would run and count where the model has none.
-        let source = sample
-            .image
-            .as_ref()
-            .ok_or(Error::ImageNeeded { family: "mllama" })?;
+        let source = sample.image.as_ref().ok_or(Error::ImageRequired)?;
         let (image, tiles) = self.tiling.cut(source)?;
         let rendered = self.template.conversation(&Turns::parts(sample), form)?;
         let placeholder = [self.image.token.clone()];

@@ -6,6 +6,9 @@
 use super::config::Json;
 use super::{Error, Tokenizer};
 
+/// It is written once per feature: a long one would multiply.
+const MAX_TOKEN_BYTES: usize = 256;
+
 /// A token that stands for an image in rendered text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placeholder {
@@ -29,7 +32,9 @@ impl Placeholder {
         let field = found.or(fields.first()).copied().unwrap_or_default();
         let id = config.integer(field)?;
         match tokenizer.id_to_token(id) {
-            Some(token) if !token.is_empty() => Ok(Placeholder { id, token }),
+            Some(token) if (1..=MAX_TOKEN_BYTES).contains(&token.len()) => {
+                Ok(Placeholder { id, token })
+            }
             _ => Err(config.field(field, "a token of tokenizer.json", &id.to_string())),
         }
     }
