@@ -8,11 +8,15 @@ use super::config::{Json, Size, shown};
 use super::conversation::{TextProcessor, Turns};
 use super::image_settings::{CLIP, ImageSettings};
 use super::placeholder::Placeholder;
-use super::resize::{Filter, MAX_SIDE};
+use super::resize::Filter;
 use super::template::ChatTemplate;
 use super::tensors::NamedTensor;
+use super::tiles::{MAX_PIXELS, MAX_SIDE};
 use super::{Error, Family, Form, ImageInputs, ModelDir, Prepared};
 use crate::dataset::{ImageSource, Sample};
+
+/// More tokens per image are surely not meant.
+const MAX_IMAGE_TOKENS: usize = 1 << 16;
 
 /// Reads a LLaVA folder's configuration.
 ///
@@ -95,11 +99,11 @@ fn image_tokens(model: &ModelDir, crop: &Crop) -> Result<usize, Error> {
         .ok()
         .and_then(|patches| patches.checked_add(class_tokens)?.checked_sub(dropped))
         .and_then(|tokens| usize::try_from(tokens).ok())
-        .filter(|tokens| (1..=patches + 1).contains(tokens))
+        .filter(|tokens| (1..=MAX_IMAGE_TOKENS).contains(tokens))
         .ok_or_else(|| {
             config.field(
                 "vision_config",
-                "an image of at least one token",
+                &format!("an image of 1 to {MAX_IMAGE_TOKENS} tokens"),
                 &format!("{patches} patches, {class_tokens} more, {dropped} dropped"),
             )
         })
@@ -164,6 +168,14 @@ impl Crop {
             true => (self.shortest_edge, longest_edge),
             false => (longest_edge, self.shortest_edge),
         };
+        if height * width > MAX_PIXELS {
+            return Err(Error::ResizeSize {
+                width: loaded.pixels.dim().1,
+                height: loaded.pixels.dim().0,
+                new_width: width,
+                new_height: height,
+            });
+        }
         let resized = self.settings.resize(loaded.pixels.view(), height, width)?;
         let values = self.settings.normalize(self.middle(&resized));
         let geometry = ("llava", self.shortest_edge, self.height, self.width);

@@ -12,11 +12,17 @@ use super::conversation::{TextProcessor, Turns};
 use super::image_settings::{CLIP, ImageSettings};
 use super::llava::drops_first_feature;
 use super::placeholder::Placeholder;
-use super::resize::{Filter, MAX_SIDE};
+use super::resize::Filter;
 use super::template::ChatTemplate;
 use super::tensors::NamedTensor;
-use super::{Error, Family, Form, ImageInputs, ModelDir, Prepared, tiles};
+use super::tiles::{self, MAX_SIDE};
+use super::{Error, Family, Form, ImageInputs, ModelDir, Prepared};
 use crate::dataset::{ImageSource, Sample};
+
+/// More features per tile are surely not meant.
+const MAX_PER_TILE: usize = 1 << 14;
+/// More tiles' worth of features neither: published models keep 9.
+const MAX_TILES: usize = 256;
 
 /// Reads a LLaVA-OneVision folder's configuration.
 ///
@@ -94,7 +100,7 @@ impl Packing {
             Some(value) => value
                 .as_str()
                 .and_then(|text| text.strip_prefix("anyres_max_")?.parse().ok())
-                .filter(|most| (1..=MAX_SIDE).contains(most))
+                .filter(|most| (1..=MAX_TILES).contains(most))
                 .ok_or_else(|| {
                     let expected = "`anyres_max_` and a number";
                     aspect_ratio.field("vision_aspect_ratio", expected, &shown(value))
@@ -102,9 +108,11 @@ impl Packing {
         };
         let per_tile = "num_image_tokens";
         Ok(Packing {
-            per_tile: model
-                .setting(per_tile)?
-                .size_or(per_tile, side * side, MAX_SIDE)?,
+            per_tile: model.setting(per_tile)?.size_or(
+                per_tile,
+                (side * side).min(MAX_PER_TILE),
+                MAX_PER_TILE,
+            )?,
             most_tiles,
             drop_first: drops_first_feature(model)?.unwrap_or(false),
         })

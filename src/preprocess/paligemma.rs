@@ -30,7 +30,7 @@ pub fn open(model: &ModelDir) -> Result<Box<dyn Family>, Error> {
         .config()
         .size_or("vision_config.patch_size", 14, MAX)?;
     let patches = (stretch.height / patch_size) * (stretch.width / patch_size);
-    let tokens = settings.size_or("image_seq_length", patches, MAX)?;
+    let tokens = settings.size_or("image_seq_length", patches.min(MAX), MAX)?;
 
     let special = model.json("tokenizer_config.json")?;
     let token = |field: &str| {

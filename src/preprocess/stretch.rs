@@ -4,8 +4,9 @@ use ndarray::Axis;
 
 use super::config::{Json, Size};
 use super::image_settings::{HALF, ImageSettings};
-use super::resize::{Filter, MAX_SIDE};
+use super::resize::Filter;
 use super::tensors::NamedTensor;
+use super::tiles::MAX_SIDE;
 use super::{Error, ImageInputs, ModelDir};
 use crate::dataset::ImageSource;
 

@@ -6,6 +6,9 @@ use ndarray::{ArrayView3, s};
 /// The most pixels that a configuration may ask all tiles of an image to come to.
 pub const MAX_PIXELS: usize = 1 << 26;
 
+/// The longest side that a configuration may ask a tile, or an image that is not cut, to have.
+pub const MAX_SIDE: usize = 4096;
+
 /// Cuts `[H, W, 3]` into tiles of `[height, width, 3]`, row by row. What is past the last whole tile is
 /// left out; families make both sides multiples of the tile's.
 #[must_use]
