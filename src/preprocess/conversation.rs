@@ -124,9 +124,9 @@ const MARK: char = '\u{f8ff}';
 impl ChatTemplate {
     /// Renders a sample: the prompt always, the whole conversation where the form has it.
     ///
-    /// A template may begin the assistant's turn otherwise than its generation prompt does
-    /// (LLaVA-OneVision's writes a space more). What stands before an answer is then told by rendering
-    /// the same conversation with a mark for an answer.
+    /// A template may write other whitespace at the beginning of the assistant's turn than in its
+    /// generation prompt (LLaVA-OneVision's writes a space more). What stands before an answer is then told
+    /// by rendering the same conversation with a mark for an answer.
     ///
     /// # Errors
     /// [`Error::TemplateRender`].
@@ -136,13 +136,15 @@ impl ChatTemplate {
             Form::Question => None,
             Form::WithAnswer => {
                 let full = self.render(&json!([turns.user, turns.assistant]), false)?;
-                let lead = if full.starts_with(&prompt) {
-                    prompt.clone()
-                } else {
+                let mut lead = prompt.clone();
+                if !full.starts_with(&prompt) {
                     let marked = self.render(&json!([turns.user, turns.marked()]), false)?;
-                    let lead = marked.split(MARK).next().unwrap_or_default();
-                    lead.to_owned()
-                };
+                    let before = marked.split(MARK).next().unwrap_or_default();
+                    let words = |text: &str| text.split_whitespace().collect::<String>();
+                    if words(before) == words(&prompt) {
+                        lead = before.to_owned();
+                    }
+                }
                 Some(Answered { lead, full })
             }
         };
