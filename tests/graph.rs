@@ -639,6 +639,33 @@ fn made(name: &str) -> ModelProto {
     model(&path).proto().clone()
 }
 
+/// Operators that are not known, in the place of a known one, are refused: the down projection, the
+/// layers before it, the activation.
+#[test]
+fn unknown_operators_in_an_mlp_are_refused_by_name() {
+    for (name, operator, refused) in [
+        ("layers.0/mlp/down_proj", "GemmFloat8", "GemmFloat8"),
+        ("layers.0/mlp/up_proj", "MatMulFpQ4", "MatMul"),
+        ("layers.0/mlp/act_fn/Sigmoid", "SwiGLU", "MatMul"),
+    ] {
+        let mut proto = made("opset14");
+        let graph = proto.graph.as_mut().unwrap();
+        let mut nodes = graph.node.iter_mut();
+        let node = nodes.find(|node| node.name().contains(name)).unwrap();
+        node.op_type = Some(operator.into());
+        node.domain = Some("com.microsoft".into());
+        let (_folder, model) = written(&proto);
+        let index = Index::new(model.graph());
+        let survey = survey(&index, None);
+        assert_eq!(survey.mlps.len(), 1, "{operator}");
+        let [found] = survey.refused.as_slice() else {
+            panic!("{operator}: {:?}", survey.refused);
+        };
+        assert!(found.node.contains("layers.0/mlp/down_proj"), "{found:?}");
+        assert_eq!(found.op, refused);
+    }
+}
+
 /// A function's body stands in the graph in the place of its call: attributes are given, weights keep
 /// their place in the file.
 #[test]

@@ -208,8 +208,15 @@ fn examine<'m>(
     node: &'m NodeProto,
 ) -> Verdict<'m> {
     let op = node.op_type();
-    if MIXTURES.contains(&op) {
+    // `MoE`, `QMoE`, `MoEPacked`.
+    if op.contains("MoE") {
         return Verdict::Refused("a mixture of experts: its activation cannot be reached".into());
+    }
+    if is_unknown_product(index, id, node)
+        && let Some(input) = node.input.first()
+        && ascend(index, linears, id, input).leads_to_a_product()
+    {
+        return Verdict::Refused("looks like a down projection of an unknown operator".into());
     }
     if !Linear::is_product(op) {
         return match hides_matrices(index, id, node) {
@@ -332,9 +339,6 @@ const FIRST_INPUT_ONLY: &[&str] = &[
     "DynamicQuantizeLinear",
 ];
 
-/// Operators that hold all experts of a layer.
-const MIXTURES: &[&str] = &["MoE", "QMoE", "MixtureOfExperts", "GroupedMatMul"];
-
 /// Operators of `com.microsoft` that read several constant matrices and are no MLPs, by a part of their
 /// names: attention with its projections, rotation tables, normalization, lookups.
 const NOT_HIDING: &[&str] = &[
@@ -369,9 +373,16 @@ fn computed_weight<'m>(
 ) -> Option<String> {
     let by = weight_computed_by(index, id, node)?;
     let way = ascend(index, linears, id, node.input.first()?);
-    let near = way.computed.is_some() || !way.sources.is_empty();
-    (way.activated && way.blocked.is_none() && near)
+    way.leads_to_a_product()
         .then(|| format!("looks like a down projection, but {by} computes its weight"))
+}
+
+/// Whether a node multiplies by a constant in a way that is not known: `GemmFloat8`, `MatMulFpQ4` and
+/// whatever is added to `com.microsoft` next.
+fn is_unknown_product(index: &Index<'_>, id: NodeId, node: &NodeProto) -> bool {
+    let op = node.op_type();
+    let product = (op.contains("MatMul") || op.contains("Gemm")) && !Linear::is_product(op);
+    product && (1..node.input.len()).any(|position| Stored::read(index, id, position).is_some())
 }
 
 /// The operator that makes the second operand of a product out of constants: an expert is chosen, or a
@@ -407,7 +418,7 @@ struct Way<'m> {
     sources: BTreeMap<NodeId, Linear<'m>>,
     /// Whether an activation function was met.
     activated: bool,
-    /// A product with a weight that is computed.
+    /// A product with a weight that is computed, or of an unknown operator.
     computed: Option<String>,
     /// The first thing met that no MLP has between its linear layers.
     blocked: Option<String>,
@@ -457,6 +468,11 @@ fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'
             way.block(|| format!("{op} '{}' has {} inputs", node.name(), node.input.len()));
             continue;
         }
+        if is_unknown_product(index, id, node) {
+            let unknown = || format!("{op} '{}' is an unknown operator", node.name());
+            way.computed.get_or_insert_with(unknown);
+            continue;
+        }
         if Linear::is_product(op)
             && let Some(by) = weight_computed_by(index, id, node)
         {
@@ -474,9 +490,13 @@ fn ascend<'m>(index: &Index<'m>, linears: &Linears<'m>, reader: NodeId, name: &'
             continue;
         }
         if !activation && !ELEMENTWISE.contains(&op) {
-            way.activated |= ACTIVATION_NAME
+            if ACTIVATION_NAME
                 .as_ref()
-                .is_some_and(|name| name.is_match(op));
+                .is_some_and(|name| name.is_match(op))
+            {
+                way.activated = true;
+                waiting.extend(node.input.iter().map(|input| (id.scope, input.as_str())));
+            }
             way.attention |= Linear::is_product(op) || op.contains("Attention");
             way.block(|| format!("{op} '{}' is in between", node.name()));
             continue;
@@ -508,6 +528,12 @@ impl<'m> Way<'m> {
         self.blocked.get_or_insert_with(reason);
     }
 
+    /// Whether it goes through an activation function, elementwise, to a product.
+    fn leads_to_a_product(&self) -> bool {
+        let product = self.computed.is_some() || !self.sources.is_empty();
+        self.activated && self.blocked.is_none() && product
+    }
+
     /// The form of the hidden activation that `down` reads; `None` where it is no MLP.
     ///
     /// # Errors
@@ -527,7 +553,11 @@ impl<'m> Way<'m> {
         }
         if let Some(blocked) = &self.blocked {
             // Without a linear layer of the right width before it, it is a stem or a head.
-            let near = self.sources.values().any(|source| source.n == down.k);
+            let widths = [Some(down.k), down.k.checked_mul(2)];
+            let near = self
+                .sources
+                .values()
+                .any(|source| widths.contains(&Some(source.n)));
             return match near {
                 true => Err(format!("looks like an MLP, but {blocked}")),
                 false => Ok(None),
