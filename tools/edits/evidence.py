@@ -70,17 +70,20 @@ class Model:
         """{layer: nodes}: both branches of an `If` may hold one."""
         found = {}
         for node in [node for graph in graphs(self.proto.graph) for node in graph.node]:
-            if node.op_type not in PRODUCTS:
-                continue
-            names = [node.name, *node.output, *node.input[1:2]]
-            names += [p.value for p in node.metadata_props]
-            if any(re.search(r"vis|image", name) for name in names[:2]):
-                continue
-            match = next((m for m in map(DOWN.search, names) if m), None)
-            # GPT-2 calls the output of attention by the same name.
-            if match and "attn" not in match.string:
-                found.setdefault(int(match.group(1)), []).append(node)
+            layer = self.layer_of(node)
+            if layer is not None:
+                found.setdefault(layer, []).append(node)
         return dict(sorted(found.items()))
+
+    def layer_of(self, node):
+        """The layer whose down projection the node is, if it is one."""
+        names = [node.name, *node.output, *node.input[1:2]]
+        names += [p.value for p in node.metadata_props]
+        if node.op_type not in PRODUCTS or any(re.search(r"vis|image", name) for name in names[:2]):
+            return None
+        match = next((m for m in map(DOWN.search, names) if m), None)
+        # GPT-2 calls the output of attention by the same name.
+        return int(match.group(1)) if match and "attn" not in match.string else None
 
     def attribute(self, node, name, default=None):
         for attribute in node.attribute:
@@ -260,12 +263,16 @@ def gated(model, gates, path):
     proto.CopyFrom(model.proto)
     for layer, gate in gates.items():
         proto.graph.initializer.append(numpy_helper.from_array(gate, f"reference.{layer}.gate"))
-    by_output = {n.output[0]: (graph, n) for graph in graphs(proto.graph) for n in graph.node}
-    for layer, sites in model.sites().items():
-        for site, original in enumerate(sites if layer in gates else []):
-            reader, position = model.hidden(original)
-            graph, reader = by_output[reader.output[0]]
-            h, kind = reader.input[position], model.hidden_type(original)
+    for graph in list(graphs(proto.graph)):
+        nodes = [onnx.NodeProto.FromString(node.SerializeToString()) for node in graph.node]
+        changed = False
+        for site, node in enumerate(list(nodes)):
+            layer = model.layer_of(node)
+            if layer not in gates:
+                continue
+            found, position = model.hidden(node)
+            reader = next(n for n in nodes if n.output[0] == found.output[0])
+            h, kind = reader.input[position], model.hidden_type(node)
             name = f"reference.{layer}.{site}"
             wide, product = h, name + ".product"
             added = []
@@ -276,15 +283,13 @@ def gated(model, gates, path):
             if kind != TensorProto.FLOAT:
                 added.append(helper.make_node("Cast", [product], [name + ".narrow"], to=kind))
                 product = name + ".narrow"
-            nodes = list(graph.node)
-            at = nodes.index(reader)
+            at = next(i for i, n in enumerate(nodes) if n is reader)
             reader.input[position] = product
             nodes[at:at] = added
-            nodes[at + len(added)] = reader
-            copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+            changed = True
+        if changed:
             del graph.node[:]
-            graph.node.extend(copies)
-            by_output = {n.output[0]: (graph, n) for graph in graphs(proto.graph) for n in graph.node}
+            graph.node.extend(nodes)
     onnx.save(proto, str(path))
 
 
