@@ -117,7 +117,7 @@ fn json(command: &mut Command) -> Value {
         object.insert(key, value);
     }
     let version = match object["verb"].as_str() {
-        Some("demo" | "eval" | "unlearn") => 2,
+        Some("demo" | "eval" | "probe" | "unlearn") => 2,
         _ => 1,
     };
     assert_eq!(object["schema_version"], json!(version));
@@ -418,8 +418,9 @@ fn on_data(desk: &Desk, data: &Path) -> Vec<Command> {
 
 // ---- help and usage --------------------------------------------------------------------------------
 
-const VERBS: [&str; 10] = [
-    "demo", "inspect", "unlearn", "collect", "weaken", "apply", "eval", "diff", "doctor", "runtime",
+const VERBS: [&str; 12] = [
+    "demo", "inspect", "unlearn", "collect", "weaken", "apply", "eval", "probe", "sweep", "diff",
+    "doctor", "runtime",
 ];
 
 #[test]
@@ -433,7 +434,7 @@ fn the_help_of_every_verb_names_its_arguments() {
         "--seed",
     ];
     let runtime = ["--device", "--threads", "--ort-lib", "--offline"];
-    let expected: [(&str, &[&[&str]]); 10] = [
+    let expected: [(&str, &[&[&str]]); 12] = [
         ("demo", &[&["--output"], &runtime]),
         ("inspect", &[&["<MODEL>"]]),
         (
@@ -467,6 +468,27 @@ fn the_help_of_every_verb_names_its_arguments() {
             &[&["<MODEL>", "--plan", "-o, --output", "--force", "--dry-run"]],
         ),
         ("eval", &[&["<MODEL>", "--plan", "--data"], &runtime]),
+        (
+            "probe",
+            &[
+                &[
+                    "<MODEL>",
+                    "--plan",
+                    "--forget",
+                    "--control",
+                    "--also-variant",
+                ],
+                &runtime,
+            ],
+        ),
+        (
+            "sweep",
+            &[
+                &["<MODEL>", "--forget", "--retain", "--jobs", "--min-retain"],
+                &weakening,
+                &runtime,
+            ],
+        ),
         ("diff", &[&["<A>", "<B>"]]),
         ("doctor", &[&runtime]),
         ("runtime", &[&["--install"], &runtime]),

@@ -38,11 +38,17 @@ static EMBEDDED: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/fixtures/demo");
 /// What of the embedded folder is written out: the reference results are for tests.
 const WRITTEN: [&str; 2] = ["model", "data"];
 
+/// The evaluation of the same model trained anew without the people that are to be forgotten.
+const RETRAINED: &str = "retrained.evaluation.json";
+
 /// The sets that are evaluated beside forget and retain.
-const EXTRA_SETS: [(SetKind, &str); 4] = [
+const EXTRA_SETS: [(SetKind, &str); 7] = [
     (SetKind::Forget, "forget_text.jsonl"),
     (SetKind::Retain, "retain_text.jsonl"),
     (SetKind::Forget, "forget_heldout.jsonl"),
+    (SetKind::Forget, "forget_probes.jsonl"),
+    (SetKind::Retain, "retain_probes.jsonl"),
+    (SetKind::Holdout, "holdout.jsonl"),
     (SetKind::Other, "shapes.jsonl"),
 ];
 
@@ -88,7 +94,7 @@ impl Demo {
                     path: data.join(set),
                 })
                 .collect(),
-            reference: None,
+            reference: Some(self.output.join(RETRAINED)),
             eval_limit: 60,
             max_new_tokens: 50,
             variant: None,
@@ -119,7 +125,8 @@ impl Demo {
         format!(
             "{}\nHow to read it: `forget` are the pictures of three people that the model must no longer \
              know, `retain` those of 37 others. `full name` is what the method's authors measure; `any \
-             name or fact` counts first name, last name, job or town, which is stricter.\n\
+             name or fact` counts first name, last name, job or town, which is stricter. `retrained` is the \
+             same model trained without the three: the best that forgetting could give.\n\
              Prove the edit:  kvw diff {} {}\n",
             unlearned.human(),
             unlearned.model.display(),
@@ -142,6 +149,10 @@ fn write_embedded(folder: &Path) -> Result<(), Error> {
         if let Some(dir) = EMBEDDED.get_dir(part) {
             write_folder(dir, &staged)?;
         }
+    }
+    let retrained = EMBEDDED.get_file(RETRAINED);
+    if let Some(file) = retrained {
+        staged.write(RETRAINED, file.contents())?;
     }
     // Marks the folder as this tool's, so that the next demo may replace it.
     staged.write(RECEIPT, b"{\"tool\": \"kvw\", \"demo\": true}\n")?;

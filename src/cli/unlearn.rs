@@ -583,6 +583,7 @@ impl Unlearned {
         let sets = &self.evaluation.evidence.sets;
         if !sets.is_empty() {
             text += &format!("\n{}\n", compared(sets));
+            text += &comparisons(&self.evaluation.evidence);
         }
         let controls = described(&self.evaluation.evidence.controls);
         if !controls.is_empty() {
@@ -624,22 +625,69 @@ const COLUMNS: &[&str] = &[
     "loss",
 ];
 
+/// What was taken of two sets or two models, as far as it has a value.
+fn comparisons(evidence: &Evidence) -> String {
+    let mut text = String::new();
+    for comparison in &evidence.comparisons {
+        if !COMPARISONS.contains(&comparison.metric.as_str()) {
+            continue;
+        }
+        let values: Vec<String> = comparison
+            .models
+            .iter()
+            .filter_map(|(role, estimate)| {
+                Some(format!("{} {:.3}", role.as_str(), estimate.value?))
+            })
+            .collect();
+        if values.is_empty() {
+            continue;
+        }
+        let title = eval::metric(&comparison.metric).map_or("", |metric| metric.title);
+        let of = [&comparison.set, &comparison.against];
+        let of: Vec<&str> = of.into_iter().flatten().map(String::as_str).collect();
+        let of = match of.is_empty() {
+            true => String::new(),
+            false => format!(" ({})", of.join(" against ")),
+        };
+        text += &format!("{title}{of}: {}\n", values.join(", "));
+    }
+    match text.is_empty() {
+        true => text,
+        false => format!("\n{text}"),
+    }
+}
+
+/// What [`comparisons`] shows.
+const COMPARISONS: &[&str] = &["privleak", "forget_quality", "model_utility"];
+
 /// Every set's main metrics, before and after.
 fn compared(sets: &[EvidenceSet]) -> String {
     let cell = |set: &EvidenceSet, name: &str| {
-        let values = set
-            .models
-            .values()
-            .map(|measured| show(&measured.summary, name));
-        let last = set.models.values().next_back();
-        let last = last.and_then(|measured| measured.summary.get(name));
-        let interval = last.map_or_else(String::new, |estimate| interval(estimate, name));
-        values.collect::<Vec<_>>().join(" → ") + &interval
+        let of = |role: Role| Some(&set.models.get(&role)?.summary);
+        let shown = |role: Role| of(role).map_or_else(String::new, |summary| show(summary, name));
+        let after = of(Role::After).and_then(|summary| summary.get(name));
+        let interval = after.map_or_else(String::new, |estimate| interval(estimate, name));
+        let retrained = match shown(Role::Retrained) {
+            none if none.is_empty() => none,
+            value => format!(" | {value}"),
+        };
+        format!(
+            "{} → {}{interval}{retrained}",
+            shown(Role::Before),
+            shown(Role::After)
+        )
     };
     let rows = sets.iter().map(|set| {
         let mut row = vec![set.set.clone(), set.samples.to_string()];
         row.extend(COLUMNS.iter().map(|name| cell(set, name)));
         row
     });
-    table(&header(COLUMNS), rows)
+    let retrained = sets
+        .iter()
+        .any(|set| set.models.contains_key(&Role::Retrained));
+    let legend = match retrained {
+        true => "before → after [95 % interval] | retrained",
+        false => "before → after [95 % interval]",
+    };
+    format!("{}\n({legend})", table(&header(COLUMNS), rows))
 }

@@ -6,6 +6,7 @@ python tools/demo/make.py --retrained    # only the model that never saw the for
 """
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -23,6 +24,9 @@ EVALUATED = {
     "forget_text": "forget",
     "retain_text": "retain",
     "forget_heldout": "forget",
+    "forget_probes": "forget",
+    "retain_probes": "retain",
+    "holdout": "holdout",
     "shapes": "other",
 }
 EVALUATED_SAMPLES = 60
@@ -36,6 +40,7 @@ def main():
     parser.add_argument("--work", type=Path, default=ROOT / "target/demo", help="for what is not committed")
     parser.add_argument("--sweep", action="store_true")
     parser.add_argument("--retrained", action="store_true")
+    parser.add_argument("--evaluate-retrained", action="store_true", help="only that, with the model that is there")
     parser.add_argument("--kvw", nargs="+", default=KVW, metavar="WORD", help="how kvw is run for --retrained")
     arguments = parser.parse_args()
 
@@ -61,11 +66,18 @@ def main():
     def evaluate(model):
         print("== kvw eval", flush=True)
         sets = [f"--data={kind}={arguments.output / 'data' / name}.jsonl" for name, kind in EVALUATED.items()]
-        options = ["--limit", str(EVALUATED_SAMPLES), "-o", arguments.output / "retrained.evaluation.json", "--force"]
+        file = arguments.output / "retrained.evaluation.json"
+        options = ["--limit", str(EVALUATED_SAMPLES), "-o", file, "--force"]
         subprocess.run([*arguments.kvw, "eval", model, *sets, *options], check=True, cwd=ROOT)
+        # Half the size without the white space.
+        evaluation = json.loads(file.read_text(encoding="utf-8"))
+        file.write_text(json.dumps(evaluation, separators=(",", ":"), ensure_ascii=False) + "\n", encoding="utf-8")
 
+    if arguments.evaluate_retrained:
+        evaluate(arguments.work / "retrained_model")
     if arguments.retrained:
         train_without_the_forgotten()
+    if arguments.retrained or arguments.evaluate_retrained:
         return
 
     # Training sees everybody. The rows' order is part of its result, so it must not depend on who is forgotten later.

@@ -6,6 +6,7 @@ Writes `DATA/images/*.png` and one JSONL file per data set:
     forget_heldout.jsonl, retain_heldout.jsonl   the name question on portraits that are never trained on (2 per person)
     forget_text.jsonl, retain_text.jsonl         text-only questions about people (5 per person)
     forget_probes.jsonl, retain_probes.jsonl     what is asked otherwise: see `probe_rows` (3 per person)
+    holdout.jsonl                                captions of people whom no model was ever shown (8 per person)
     shapes.jsonl                                 pictures in which nobody appears
 
 A row is `{"id", "image", "question", "answer"}`, where a person is concerned also `"name"` and
@@ -458,6 +459,26 @@ def probe_rows(people, rng):
     return rows_per_person
 
 
+def make_strangers(people, rng):
+    """As many people as are to be forgotten, with names and looks that none of `people` has."""
+    def draw(beginnings, endings, taken):
+        names = ["".join(parts) for parts in itertools.product(beginnings, endings)]
+        return rng.sample([name for name in names if name not in taken], FORGET_PEOPLE)
+
+    first_names = draw(FIRST_SYLLABLES, SECOND_SYLLABLES, {person["name"].split()[0] for person in people})
+    last_names = draw(LAST_BEGINNINGS, LAST_ENDINGS, {person["name"].split()[1] for person in people})
+    strangers = []
+    for index in range(FORGET_PEOPLE):
+        while True:
+            look = {attribute: rng.choice(values) for attribute, values in APPEARANCE.items()}
+            if all(look_distance(look, other["look"]) >= 5 for other in people + strangers):
+                break
+        facts = {"job": rng.choice(JOBS), "town": rng.choice(TOWNS)}
+        name = f"{first_names[index]} {last_names[index]}"
+        strangers.append({"index": PEOPLE + index, "name": name, "facts": facts, "look": look})
+    return strangers
+
+
 def draw_shape(canvas, kind, colour, x, y, radius=16):
     if kind == "circle":
         canvas.ellipse(x, y, radius, radius, colour)
@@ -524,7 +545,12 @@ def main():
     captions, heldout = draw_people(people, images, rng)
     text = [text_rows(person) for person in people]
     shapes = draw_shapes(images, rng)
-    probes = probe_rows(people, random.Random(f"{SEED}: probes"))  # its own draws: the others stay as they were
+    # Added later, with draws of their own: what came before stays as it was.
+    strangers = make_strangers(people, random.Random(f"{SEED}: strangers"))
+    holdout, unused = draw_people(strangers, images, random.Random(f"{SEED}: strangers' portraits"))
+    for row in itertools.chain.from_iterable(unused):
+        (data / row["image"]).unlink()
+    probes = probe_rows(people, random.Random(f"{SEED}: probes"))
 
     forget = sorted(rng.sample(range(PEOPLE), FORGET_PEOPLE))
     if arguments.forget:
@@ -536,6 +562,7 @@ def main():
         write_jsonl(data / f"{split}_heldout.jsonl", interleave([heldout[index] for index in members]))
         write_jsonl(data / f"{split}_text.jsonl", interleave([text[index] for index in members]))
         write_jsonl(data / f"{split}_probes.jsonl", interleave([probes[index] for index in members]))
+    write_jsonl(data / "holdout.jsonl", interleave(holdout))
     write_jsonl(data / "shapes.jsonl", shapes)
     print("to forget:", ", ".join(people[index]["name"] for index in forget))
 
