@@ -510,7 +510,7 @@ fn the_help_of_every_verb_names_its_arguments() {
     }
     assert_eq!(
         VERBS.map(|verb| expected.iter().any(|e| e.0 == verb)),
-        [true; 10]
+        [true; 12]
     );
     for verb in ["weaken", "unlearn"] {
         let help = done(bare().args([verb, "--help"]));

@@ -86,9 +86,10 @@ pub(super) struct ProbeVerb {
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Controls")]
 pub(super) struct ControlArguments {
-    /// How much of the result is luck. permuted: the same gates dealt out to other neurons of each layer.
-    /// other-people: the same settings on as many other people, drawn from the retain set. `=N`: how many
-    /// draws (default 3). May be repeated
+    /// See what luck does: permuted or other-people, with =N draws (3)
+    ///
+    /// permuted: the same gates dealt out to other neurons of each layer. other-people: the same settings
+    /// on as many other people, drawn from the retain set. May be repeated.
     #[arg(long = "control", value_name = "KIND[=N]")]
     pub(super) controls: Vec<ControlArgument>,
     /// Seed of the controls' draws

@@ -57,8 +57,9 @@ pub(super) struct SweepVerb {
     /// Longest answer, in tokens
     #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
     max_new_tokens: usize,
-    /// Points to run at the same time, at most: each has its own sessions. Fewer are run where memory
-    /// does not allow it
+    /// Points to run at the same time, at most
+    ///
+    /// Each has its own sessions. Fewer are run where memory does not allow it.
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     jobs: usize,
     /// The precision to run where the folder has several (fp32, fp16, …)
@@ -166,19 +167,22 @@ fn objective(metric: &str, min_retain: f64, target_forget: Option<f64>) -> Objec
 #[derive(Args, Clone, Default)]
 #[command(next_help_heading = "Target")]
 pub(super) struct TargetArguments {
-    /// Search for the setting: of those that keep enough of the retain set, the one that forgets most. If
-    /// none brings the metric on the forget set down to this, fail and write no model. --gamma and
-    /// --layers narrow the search. The points go to OUTPUT.sweep.json
+    /// Search for a setting that brings the metric on the forget set down to this
+    ///
+    /// Of the settings that keep enough of the retain set, the one that forgets most is taken. If none
+    /// reaches the target, the run fails and writes no model. --gamma and --layers narrow the search. The
+    /// points go to OUTPUT.sweep.json.
     #[arg(long, value_name = "VALUE", value_parser = parse_share, requires = "retain")]
     pub(super) target_forget: Option<f64>,
-    /// What is enough: this share of the untouched model's metric on the retain set [default: 0.95]
+    /// Keep this share of the untouched model's metric on the retain set [default: 0.95]
     #[arg(long, value_name = "SHARE", value_parser = parse_share, requires = "target_forget")]
     pub(super) min_retain: Option<f64>,
     /// The metric on both sets [default: name_accuracy]
     #[arg(long, value_name = "METRIC", requires = "target_forget")]
     pub(super) target_metric: Option<String>,
-    /// Choose among the points of this file, from `kvw sweep` with the same data, instead of running a
-    /// sweep
+    /// Choose among the points of this file instead of running a sweep
+    ///
+    /// It comes from `kvw sweep` with the same model, data and options.
     #[arg(long, value_name = "FILE", requires = "target_forget")]
     pub(super) sweep: Option<PathBuf>,
 }
