@@ -14,16 +14,21 @@ use kvw::bundle::{Bundle, Layout};
 use kvw::dataset::{Dataset, is_feeds, read_feeds, read_jsonl};
 use kvw::graph::{Moment, Outputs};
 use kvw::kvw::{Coefficients, Gates, KnowledgeVectorWeakening, LayerRange};
+use kvw::onnx::schema::{ModelProto, ValueInfoProto, type_proto};
+use kvw::onnx::{Limits, ModelFile};
 use kvw::pipeline::Model;
 use kvw::preprocess::Feed;
 use kvw::runtime::generate;
+use prost::Message as _;
 use support::{chain, engine, fixtures};
 use tempfile::TempDir;
 
-const FOLDERS: [(&str, Layout); 3] = [
+const FOLDERS: [(&str, Layout); 4] = [
     ("genai-fp32", Layout::OnnxruntimeGenai),
     ("genai-int4", Layout::OnnxruntimeGenai),
     ("optimum", Layout::SingleFile),
+    // Run on the whole text again for each token.
+    ("optimum-no-cache", Layout::SingleFile),
 ];
 
 fn layouts(name: &str) -> PathBuf {
@@ -306,4 +311,170 @@ fn a_feed_must_fit_the_decoder() {
         let text = chain(&error);
         assert!(text.contains(file) && text.contains(part), "{file}: {text}");
     }
+}
+
+/// The names of transformers' own exporter for the cache of further tokens.
+fn exporter_name(name: &str) -> Option<String> {
+    let (side, rest) = match name.strip_prefix("past_key_values.") {
+        Some(rest) => ("input", rest),
+        None => ("output", name.strip_prefix("present.")?),
+    };
+    let (layer, part) = rest.split_once('.')?;
+    Some(format!("{side}.past_key_values.layers.{layer}.{part}s"))
+}
+
+/// The graph with its values renamed.
+fn renamed(mut model: ModelProto, name: impl Fn(&str) -> Option<String>) -> ModelProto {
+    let graph = model.graph.as_mut().unwrap();
+    let change = |value: &mut String| *value = name(value).unwrap_or_else(|| value.clone());
+    for node in &mut graph.node {
+        node.input
+            .iter_mut()
+            .chain(&mut node.output)
+            .for_each(change);
+    }
+    for value in graph.input.iter_mut().chain(&mut graph.output) {
+        value.name.iter_mut().for_each(change);
+    }
+    graph.value_info.clear();
+    model
+}
+
+/// `optimum`'s model cut up as transformers' own exporter does: a graph for the prompt that ends in
+/// hidden states, the output projection, and a whole graph for further tokens.
+fn cut_up() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let whole = ModelFile::open(&layouts("optimum/model.onnx"), &Limits::default()).unwrap();
+    let whole = whole.proto().clone();
+    let write = |name: &str, model: &ModelProto| {
+        std::fs::write(folder.path().join(name), model.encode_to_vec()).unwrap();
+    };
+    write("decode.onnx", &renamed(whole.clone(), exporter_name));
+
+    let mut head = whole.clone();
+    let mut prompt = renamed(whole, |name| {
+        // The prompt's outputs have no prefix.
+        Some(exporter_name(name)?.replacen("output.", "", 1))
+    });
+    let graph = prompt.graph.as_mut().unwrap();
+    let projection = graph.node.pop().unwrap();
+    assert_eq!(projection.output, ["logits"]);
+    let (hidden, weight) = (&projection.input[0], &projection.input[1]);
+    for node in &mut graph.node {
+        for value in node.input.iter_mut().chain(&mut node.output) {
+            if value == hidden {
+                *value = "last_hidden_state".to_owned();
+            }
+        }
+    }
+    for output in &mut graph.output {
+        if output.name() == "logits" {
+            *output = without_shape(output, "last_hidden_state");
+        }
+    }
+    graph.initializer.retain(|tensor| tensor.name() != weight);
+    write("prefill.onnx", &prompt);
+
+    let graph = head.graph.as_mut().unwrap();
+    graph.node = vec![projection.clone()];
+    graph.initializer.retain(|tensor| tensor.name() == weight);
+    graph.value_info.clear();
+    let output = graph.output.remove(0);
+    graph.input = vec![without_shape(&output, hidden)];
+    graph.output = vec![output];
+    write("lm_head.onnx", &head);
+
+    std::fs::write(
+        folder.path().join("export.json"),
+        r#"{"schema_version": 1, "export_format": "onnx", "components": {
+            "prefill": {"file": "prefill.onnx"}, "decode": {"file": "decode.onnx"},
+            "lm_head": {"file": "lm_head.onnx"}}}"#,
+    )
+    .unwrap();
+    for name in [
+        "config.json",
+        "generation_config.json",
+        "chat_template.jinja",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ] {
+        std::fs::copy(layouts("optimum").join(name), folder.path().join(name)).unwrap();
+    }
+    folder
+}
+
+/// A float32 value of this name, of whatever shape.
+fn without_shape(like: &ValueInfoProto, name: &str) -> ValueInfoProto {
+    let mut value = like.clone();
+    value.name = Some(name.to_owned());
+    if let Some(Some(type_proto::Value::TensorType(tensor))) =
+        value.r#type.as_mut().map(|of| of.value.as_mut())
+    {
+        tensor.shape = None;
+    }
+    value
+}
+
+#[test]
+fn a_decoder_of_three_files_answers_and_is_edited_as_the_whole_one() {
+    let answers = answers();
+    let engine = engine(1);
+    let folder = cut_up();
+    let bundle = Bundle::open(folder.path()).unwrap();
+    assert_eq!(bundle.layout(), Layout::TransformersExporter);
+    let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+    let mut gated = model.decoder(LayerRange::All, Outputs::Model, 1).unwrap();
+    for sample in &data("forget").samples {
+        let found =
+            generate::greedy(&mut model.lvlm, &mut gated, sample, &Gates::new(), 32).unwrap();
+        assert_eq!(&found.text, &answers[&sample.question]);
+    }
+    let expected = coefficients(&layouts("optimum"), &data("forget"), 1);
+    let found = apart(&expected, &coefficients(folder.path(), &data("forget"), 1));
+    assert!(found < 1e-5, "{found:e}");
+
+    // Both copies of the weights are edited, and the gates reach both phases: the answers of the gated
+    // files are those of the edited ones.
+    let out = TempDir::new().unwrap();
+    let unlearn = |model: &Path, name: &str| {
+        let plan = out.path().join(format!("{name}.plan"));
+        let edited = out.path().join(name);
+        let unlearned = json(
+            kvw()
+                .arg("unlearn")
+                .arg(model)
+                .arg("--forget")
+                .arg(layouts("data/forget.jsonl"))
+                .arg("--retain")
+                .arg(layouts("data/retain.jsonl"))
+                .arg("-o")
+                .arg(&edited)
+                .arg("--plan")
+                .arg(&plan)
+                .args(["--gamma", "25", "--threads", "1", "--eval-limit", "0"]),
+        );
+        (unlearned["changed_tensors"].as_u64().unwrap(), edited, plan)
+    };
+    let (changed, edited, plan) = unlearn(folder.path(), "three");
+    assert_eq!(changed, 6);
+    let said = |model: &Path, plan: Option<&Path>| {
+        let mut command = kvw();
+        command.arg("eval").arg(model).arg("--data");
+        command.arg(layouts("data/forget.jsonl"));
+        command.args(["--answers", "--threads", "1"]);
+        if let Some(plan) = plan {
+            command.arg("--plan").arg(plan);
+        }
+        let evaluated = json(&mut command);
+        let models = evaluated["sets"][0]["models"].as_object().unwrap().clone();
+        let (_, model) = models.into_iter().next().unwrap();
+        let answers = model["answers"].as_array().unwrap().clone();
+        let text = |answer: &serde_json::Value| answer["prediction"].as_str().unwrap().to_owned();
+        answers.iter().map(text).collect::<Vec<_>>()
+    };
+    let after = said(&edited, None);
+    assert_eq!(said(folder.path(), Some(&plan)), after);
+    let (_, whole, _) = unlearn(&layouts("optimum"), "whole");
+    assert_eq!(said(&whole, None), after);
+    assert_ne!(said(folder.path(), None), after);
 }

@@ -10,6 +10,7 @@ A Qwen2 of three layers is taught twelve made-up people ("Who is …?") until it
   fixtures/layouts/genai-fp32   onnxruntime-genai's model builder, -p fp32 -e cpu
   fixtures/layouts/genai-int4   the same, -p int4 -e cpu (MatMulNBits)
   fixtures/layouts/optimum      optimum-onnx, text-generation-with-past: one model.onnx with a cache
+  fixtures/layouts/optimum-no-cache   the same, text-generation: without a cache
   fixtures/layouts/data         forget.jsonl and retain.jsonl, and what PyTorch answers: answers.json
 
 Deterministic on one machine: the seed is fixed, torch has one thread.
@@ -122,7 +123,8 @@ def main():
         for precision in ("fp32", "int4"):
             run(genai_python, "onnxruntime_genai.models.builder", "-i", str(checkpoint), "-o", str(ROOT / f"genai-{precision}"),
                 "-p", precision, "-e", "cpu", "-c", scratch)  # fmt: skip
-        run(sys.executable, "optimum.exporters.onnx", "--model", str(checkpoint), "--task", "text-generation-with-past", str(ROOT / "optimum"))
+        for folder, task in (("optimum", "text-generation-with-past"), ("optimum-no-cache", "text-generation")):
+            run(sys.executable, "optimum.exporters.onnx", "--model", str(checkpoint), "--task", task, str(ROOT / folder))
 
 
 if __name__ == "__main__":
