@@ -8,7 +8,8 @@
 //! 3. [`EditPlan`]: the byte ranges to multiply and the changes of graphs, as a value that was checked
 //!    and can be printed;
 //! 4. [`apply`](mod@apply): copy, patch, verify, rename;
-//! 5. [`diff`](mod@diff): what differs between two folders, and whether that was planned.
+//! 5. [`diff`](mod@diff): what differs between two folders, and whether that was planned;
+//! 6. [`recheck`](mod@recheck): whether a folder still holds what its receipt says.
 //!
 //! Promises: no byte outside the planned ranges changes, and of a graph nothing but what is planned; a gate of 1 changes nothing; every decoder
 //! file of the folder is edited, or none; stored values are rounded once, to nearest even; a run
@@ -29,6 +30,7 @@ mod norms;
 mod plan;
 mod read;
 pub mod receipt;
+pub mod recheck;
 mod recipe;
 mod rewrite;
 mod scale;
@@ -45,6 +47,7 @@ pub use form::{Cost, EditForm, FormChoice};
 pub use identity::{LayerIdentity, Match, Mismatch, ModelIdentity, check, identity, identity_of};
 pub use inspect::{FileReport, Inspection, MlpReport, check_layers, inspect, mlps};
 pub use norms::column_norms;
-pub use plan::{EditPlan, GraphEdit, MlpEdit, TensorEdit};
+pub use plan::{EditPlan, GraphEdit, MlpEdit, TensorEdit, gates_digest};
 pub use receipt::Receipt;
+pub use recheck::{RangeState, RecheckedFile, recheck, recheck_original};
 pub use tolerance::tolerance;

@@ -147,7 +147,7 @@ impl EditPlan {
         choice: FormChoice,
     ) -> Result<EditPlan, Error> {
         let gates = effective(bundle, gates)?;
-        let digest = digest(&gates);
+        let digest = gates_digest(&gates);
         // Applied once more the weights would no longer match, but that would not say why.
         if Receipt::of(bundle.tree())?.is_some_and(|receipt| receipt.names(digest)) {
             return Err(Error::AlreadyApplied {
@@ -304,13 +304,18 @@ fn effective(
     }
 }
 
-fn digest(gates: &BTreeMap<usize, Arc<[f32]>>) -> Sha256 {
+/// Digest of the gates (`[d_ff]` by layer) that are not all 1: what a receipt calls the plan.
+pub fn gates_digest<G: AsRef<[f32]>>(gates: &BTreeMap<usize, G>) -> Sha256 {
     let mut hasher = Sha256Hasher::default();
     hasher.update(b"kvw gates 1\n");
     for (&layer, gates) in gates {
+        let gates = gates.as_ref();
+        if gates.iter().all(|&gate| gate == 1.0) {
+            continue;
+        }
         hasher.update(&(layer as u64).to_le_bytes());
         hasher.update(&(gates.len() as u64).to_le_bytes());
-        for gate in gates.iter() {
+        for gate in gates {
             hasher.update(&gate.to_le_bytes());
         }
     }
