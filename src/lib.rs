@@ -17,10 +17,11 @@
 //!                                          eval: before and after, in numbers
 //! ```
 //!
-//! Arrows run one way: `cli` → {`sweep`, `probe`} → `pipeline` → {`kvw`, `edit`, `eval`} →
+//! Arrows run one way: `cli` → `report` → {`check`, `sweep`, `probe`} → `pipeline` → {`kvw`, `edit`, `eval`} →
 //! {`runtime`, `bundle`, `dataset`, `preprocess`} → `graph` → `onnx` → `files`.
 
 pub mod bundle;
+pub mod check;
 pub mod cli;
 pub mod dataset;
 pub mod edit;
@@ -32,5 +33,6 @@ pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
 pub mod probe;
+pub mod report;
 pub mod runtime;
 pub mod sweep;

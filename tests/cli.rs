@@ -418,9 +418,9 @@ fn on_data(desk: &Desk, data: &Path) -> Vec<Command> {
 
 // ---- help and usage --------------------------------------------------------------------------------
 
-const VERBS: [&str; 12] = [
+const VERBS: [&str; 14] = [
     "demo", "inspect", "unlearn", "collect", "weaken", "apply", "eval", "probe", "sweep", "diff",
-    "doctor", "runtime",
+    "check", "report", "doctor", "runtime",
 ];
 
 #[test]
@@ -434,7 +434,7 @@ fn the_help_of_every_verb_names_its_arguments() {
         "--seed",
     ];
     let runtime = ["--device", "--threads", "--ort-lib", "--offline"];
-    let expected: [(&str, &[&[&str]]); 12] = [
+    let expected: [(&str, &[&[&str]]); 14] = [
         ("demo", &[&["--output"], &runtime]),
         ("inspect", &[&["<MODEL>"]]),
         (
@@ -490,6 +490,20 @@ fn the_help_of_every_verb_names_its_arguments() {
             ],
         ),
         ("diff", &[&["<A>", "<B>"]]),
+        (
+            "check",
+            &[&["<FOLDER>", "--policy", "--evidence", "--original", "junit"]],
+        ),
+        (
+            "report",
+            &[&[
+                "<FOLDER>",
+                "--evidence",
+                "--plan",
+                "--sweep",
+                "-o, --output",
+            ]],
+        ),
         ("doctor", &[&runtime]),
         ("runtime", &[&["--install"], &runtime]),
     ];
@@ -512,7 +526,7 @@ fn the_help_of_every_verb_names_its_arguments() {
     }
     assert_eq!(
         VERBS.map(|verb| expected.iter().any(|e| e.0 == verb)),
-        [true; 12]
+        [true; VERBS.len()]
     );
     for verb in ["weaken", "unlearn"] {
         let help = done(bare().args([verb, "--help"]));

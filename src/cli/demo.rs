@@ -15,8 +15,9 @@ use super::probe::ControlArguments;
 use super::sweep::TargetArguments;
 use super::unlearn::{Unlearn, Unlearned};
 use crate::eval::SetKind;
-use crate::files::{RECEIPT, StagedFolder};
+use crate::files::{RECEIPT, StagedFolder, write_atomic};
 use crate::pipeline::Error;
+use crate::report::{Sources, page};
 
 /// The whole job on an embedded model, in under a minute
 ///
@@ -40,6 +41,8 @@ const WRITTEN: [&str; 2] = ["model", "data"];
 
 /// The evaluation of the same model trained anew without the people that are to be forgotten.
 const RETRAINED: &str = "retrained.evaluation.json";
+/// What must hold before the demo's result might be released.
+const POLICY: &str = "policy.toml";
 
 /// The sets that are evaluated beside forget and retain.
 const EXTRA_SETS: [(SetKind, &str); 7] = [
@@ -63,6 +66,7 @@ struct Parameters {
 #[derive(Serialize)]
 struct Shown {
     folder: PathBuf,
+    report: PathBuf,
     #[serde(flatten)]
     unlearned: Unlearned,
 }
@@ -113,24 +117,59 @@ impl Demo {
             reading: DataArguments::default(),
             runtime: self.runtime.clone(),
         };
+        let unlearned = unlearn.job(printer)?;
         let shown = Shown {
             folder: self.output.clone(),
-            unlearned: unlearn.job(printer)?,
+            report: self.report(printer, &unlearn, &unlearned)?,
+            unlearned,
         };
-        printer.result("demo", &shown, || self.human(&shown.unlearned))?;
+        printer.result("demo", &shown, || self.human(&shown))?;
         Ok(Outcome::Done)
     }
 
-    fn human(&self, unlearned: &Unlearned) -> String {
+    /// Writes the page that shows everything. Returns where it is.
+    fn report(
+        &self,
+        printer: &Printer,
+        unlearn: &Unlearn,
+        unlearned: &Unlearned,
+    ) -> anyhow::Result<PathBuf> {
+        let sets = [Some(&unlearn.forget), unlearn.retain.as_ref()];
+        let sets = sets.into_iter().flatten();
+        let data = sets
+            .chain(unlearn.eval.iter().map(|set| &set.path))
+            .map(|path| unlearn.reading.read(path, printer))
+            .collect::<Result<Vec<_>, _>>()?;
+        let sources = Sources {
+            folder: &unlearn.output,
+            evidence: unlearned.evaluation_file.as_deref(),
+            plan: unlearned.plan_file.as_deref(),
+            sweep: None,
+            policy: Some(&self.output.join(POLICY)),
+            original: Some(&unlearn.model),
+            data: &data,
+            samples: unlearn.eval_limit,
+        };
+        let text = sources.render(page)?;
+        let path = self.output.join("report.html");
+        write_atomic(&path, false, |file| file.write_all(text.as_bytes()))?;
+        Ok(path)
+    }
+
+    fn human(&self, shown: &Shown) -> String {
+        let unlearned = &shown.unlearned;
         format!(
-            "{}\nHow to read it: `forget` are the pictures of three people that the model must no longer \
+            "{}report           {} (open it: every number and answer, on one page)\n\nHow to read it: `forget` are the pictures of three people that the model must no longer \
              know, `retain` those of 37 others. `full name` is what the method's authors measure; `any \
              name or fact` counts first name, last name, job or town, which is stricter. `retrained` is the \
              same model trained without the three: the best that forgetting could give.\n\
-             Prove the edit:  kvw diff {} {}\n",
+             Prove the edit:  kvw diff {model} {output}\n\
+             Gate a release:  kvw check {output} --policy {policy} --original {model}\n",
             unlearned.human(),
-            unlearned.model.display(),
-            unlearned.output.display()
+            shown.report.display(),
+            model = unlearned.model.display(),
+            output = unlearned.output.display(),
+            policy = self.output.join(POLICY).display(),
         )
     }
 }
@@ -149,6 +188,9 @@ fn write_embedded(folder: &Path) -> Result<(), Error> {
         if let Some(dir) = EMBEDDED.get_dir(part) {
             write_folder(dir, &staged)?;
         }
+    }
+    if let Some(policy) = EMBEDDED.get_file(POLICY) {
+        staged.write(POLICY, policy.contents())?;
     }
     let retrained = EMBEDDED.get_file(RETRAINED);
     if let Some(file) = retrained {

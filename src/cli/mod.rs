@@ -6,6 +6,7 @@
 
 mod apply;
 mod arguments;
+mod check;
 mod collect;
 mod demo;
 mod diff;
@@ -14,6 +15,7 @@ mod inspect;
 mod outcome;
 mod printer;
 mod probe;
+mod report;
 mod runtime;
 mod sweep;
 mod unlearn;
@@ -41,7 +43,7 @@ struct Cli {
     #[command(subcommand)]
     verb: Verb,
     /// How results are printed on standard output
-    #[arg(long, global = true, value_enum, default_value_t = Format::Human)]
+    #[arg(long, global = true, value_parser = Format::parser(), default_value = "human")]
     format: Format,
     /// Say more on standard error (-v: steps; -vv: details)
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
@@ -60,6 +62,8 @@ enum Verb {
     Probe(probe::ProbeVerb),
     Sweep(sweep::SweepVerb),
     Diff(diff::Diff),
+    Check(check::Check),
+    Report(report::Report),
     Doctor(runtime::Doctor),
     Runtime(runtime::Runtime),
 }
@@ -89,6 +93,8 @@ pub fn main() -> ExitCode {
         Verb::Probe(verb) => verb.run(&printer),
         Verb::Sweep(verb) => verb.run(&printer),
         Verb::Diff(verb) => verb.run(&printer),
+        Verb::Check(verb) => verb.run(&printer),
+        Verb::Report(verb) => verb.run(&printer),
         Verb::Doctor(verb) => verb.run(&printer),
         Verb::Runtime(verb) => verb.run(&printer),
     });

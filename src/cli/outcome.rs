@@ -87,6 +87,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
     first_of!(
         pipeline::Error,
         crate::bundle::Error,
+        crate::check::Error,
         crate::dataset::Error,
         crate::edit::Error,
         crate::eval::Error,
@@ -97,6 +98,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         crate::onnx::Error,
         crate::preprocess::Error,
         crate::probe::Error,
+        crate::report::Error,
         crate::runtime::Error,
         crate::runtime::device::Error,
         crate::runtime::fetch::Error,

@@ -4,19 +4,42 @@ use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
 use anstyle::{AnsiColor, Style};
+use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{ContentArrangement, Table, presets};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::outcome;
 
-/// How results are printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub(super) enum Format {
-    /// For people.
-    Human,
-    /// One JSON object with a `schema_version`.
-    Json,
+/// The name of the form that results are printed in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Format(pub(super) String);
+
+/// What every verb can print.
+const FORMATS: [(&str, &str); 2] = [
+    ("human", "For people"),
+    ("json", "One JSON object with a `schema_version`"),
+];
+
+impl Format {
+    /// Takes `human` and `json`.
+    pub(super) fn parser() -> impl TypedValueParser<Value = Format> {
+        Format::one_of(FORMATS)
+    }
+
+    /// Takes these names; a verb that has forms of its own overrides `--format` with it.
+    pub(super) fn one_of(
+        known: impl IntoIterator<Item = (&'static str, &'static str)>,
+    ) -> impl TypedValueParser<Value = Format> {
+        let values = known
+            .into_iter()
+            .map(|(name, help)| PossibleValue::new(name).help(help));
+        PossibleValuesParser::new(values).map(Format)
+    }
+
+    fn is_json(&self) -> bool {
+        self.0 == "json"
+    }
 }
 
 /// Version of the JSON that the verbs print.
@@ -38,12 +61,14 @@ impl Printer {
         value: &impl Serialize,
         human: impl FnOnce() -> String,
     ) -> anyhow::Result<()> {
-        let mut text = match self.format {
-            Format::Human => human(),
-            Format::Json => {
-                serde_json::to_string_pretty(&versioned(verb, serde_json::to_value(value)?))?
-            }
-        };
+        self.text(match self.format.is_json() {
+            false => human(),
+            true => serde_json::to_string_pretty(&versioned(verb, serde_json::to_value(value)?))?,
+        })
+    }
+
+    /// Prints a result that has its form already. A reader that has gone away is not an error.
+    pub(super) fn text(&self, mut text: String) -> anyhow::Result<()> {
         if !text.ends_with('\n') {
             text.push('\n');
         }

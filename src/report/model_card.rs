@@ -1,0 +1,106 @@
+//! A block for a model card.
+//!
+//! In: a [`Subject`]. Out: Markdown without a question, an answer or a name: what may stand beside a
+//! published model.
+
+use super::markdown::{code, escape};
+use super::{Subject, number};
+use crate::eval::{EvidenceSet, Role, metric};
+
+/// The metrics that a card shows.
+const SHOWN: [&str; 5] = [
+    "name_accuracy",
+    "leak_any",
+    "degenerate",
+    "rouge_l_recall",
+    "probability",
+];
+
+/// The models that a card shows.
+const ROLES: [Role; 4] = [Role::Before, Role::Model, Role::After, Role::Retrained];
+
+/// The block, beginning with a heading.
+pub fn model_card(subject: &Subject<'_>) -> String {
+    let mut text = String::from("## Unlearning\n\n");
+    if let Some(receipt) = subject.receipt {
+        let layers: std::collections::BTreeSet<usize> = receipt
+            .files
+            .iter()
+            .flat_map(|file| file.ranges.iter().map(|range| range.layer))
+            .collect();
+        let files: Vec<String> = receipt
+            .files
+            .iter()
+            .map(|file| format!("`{}`", code(&file.path)))
+            .collect();
+        let rule = receipt.plan.get("rule").and_then(|rule| rule.as_str());
+        text += &format!(
+            "Weights of {} decoder layers in {} were weakened by [kvw](https://arxiv.org/abs/2601.21794) \
+             {} (rule `{}`, plan `{:.12}`); all other bytes are those of the original.\n\n",
+            layers.len(),
+            files.join(", "),
+            escape(&receipt.version),
+            code(rule.unwrap_or("unknown")),
+            receipt.plan_digest.to_string(),
+        );
+    }
+    if let Some(evidence) = subject.evidence {
+        let roles: Vec<Role> = ROLES
+            .into_iter()
+            .filter(|role| {
+                evidence
+                    .sets
+                    .iter()
+                    .any(|set| set.models.contains_key(role))
+            })
+            .collect();
+        text += "| set | metric |";
+        for role in &roles {
+            text += &format!(" {} |", role.as_str());
+        }
+        text += "\n|---|---|";
+        text += &"---|".repeat(roles.len());
+        text.push('\n');
+        for set in &evidence.sets {
+            for name in SHOWN {
+                text += &row(set, name, &roles);
+            }
+        }
+        text += &format!(
+            "\nIn parentheses: {} bootstrap intervals. Digests of the evaluated data are in `kvw.json`.\n\n",
+            number::percent(evidence.bootstrap.confidence)
+        );
+    }
+    let verdict = subject.verdict;
+    if !verdict.policy.is_empty() {
+        text += &format!(
+            "Release check: {} (`{}`).\n\n",
+            escape(&super::headline(verdict)),
+            code(&verdict.policy)
+        );
+    }
+    text + "Weakening is not proof of erasure: the numbers say what the model answered on these sets.\n"
+}
+
+fn row(set: &EvidenceSet, name: &str, roles: &[Role]) -> String {
+    let value = |role: &Role| set.models.get(role)?.summary.get(name);
+    let has = |role: &Role| value(role).is_some_and(|estimate| estimate.value.is_some());
+    if !roles.iter().any(has) {
+        return String::new();
+    }
+    let title = metric(name).map_or(name, |metric| metric.title);
+    let cells: String = roles
+        .iter()
+        .map(|role| {
+            let cell = value(role).map(|estimate| number::estimate(name, estimate));
+            format!(" {} |", cell.unwrap_or_else(|| "–".to_owned()))
+        })
+        .collect();
+    format!(
+        "| {} ({}, {} samples) | {} |{cells}\n",
+        escape(&set.set),
+        set.kind.as_str(),
+        set.samples,
+        escape(title)
+    )
+}
