@@ -9,6 +9,8 @@
 //! In: a [`Bundle`], an [`Engine`], datasets, options. Out: coefficients, a plan, a written folder, an
 //! evaluation. Nothing here knows a command line, and nothing here prints.
 
+pub mod collect;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
@@ -322,6 +324,34 @@ impl<'a> Model<'a> {
             &Gates::new(),
             batch_size,
             progress,
+        )?)
+    }
+
+    /// Adds `samples` to `coefficients`, on the untouched model. `watch` sees the sums after every batch.
+    ///
+    /// # Errors
+    /// See [`kvw::collect_more`].
+    pub fn collect_more(
+        &mut self,
+        decoder: &mut Decoder,
+        rule: &dyn kvw::Rule,
+        coefficients: kvw::Coefficients,
+        samples: &[Sample],
+        batch_size: usize,
+        watch: impl FnMut(&kvw::Coefficients, usize) -> Result<(), kvw::Error>,
+    ) -> Result<kvw::Coefficients, Error> {
+        self.lvlm.weights = rule.token_weights();
+        let mut forward = Collector {
+            source: &mut self.lvlm,
+            decoder,
+        };
+        Ok(kvw::collect_more(
+            &mut forward,
+            coefficients,
+            samples,
+            &Gates::new(),
+            batch_size,
+            watch,
         )?)
     }
 

@@ -12,6 +12,7 @@ mod demo;
 mod diff;
 mod eval;
 mod inspect;
+mod merge;
 mod outcome;
 mod printer;
 mod probe;
@@ -56,6 +57,7 @@ enum Verb {
     Inspect(inspect::Inspect),
     Unlearn(unlearn::Unlearn),
     Collect(collect::Collect),
+    Merge(merge::Merge),
     Weaken(weaken::Weaken),
     Apply(apply::Apply),
     Eval(eval::Eval),
@@ -87,6 +89,7 @@ pub fn main() -> ExitCode {
         Verb::Inspect(verb) => verb.run(&printer),
         Verb::Unlearn(verb) => verb.run(&printer),
         Verb::Collect(verb) => verb.run(&printer),
+        Verb::Merge(verb) => verb.run(&printer),
         Verb::Weaken(verb) => verb.run(&printer),
         Verb::Apply(verb) => verb.run(&printer),
         Verb::Eval(verb) => verb.run(&printer),

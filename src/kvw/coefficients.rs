@@ -129,8 +129,7 @@ impl Coefficients {
 /// `batch_size`. `progress` hears how many samples are done.
 ///
 /// # Errors
-/// An empty set, a sample without an answer token, a non-finite activation, a model that does not
-/// run.
+/// An empty set, and those of [`collect_more`].
 pub fn collect<F: Forward>(
     forward: &mut F,
     moment: Moment,
@@ -142,14 +141,34 @@ pub fn collect<F: Forward>(
     if samples.is_empty() {
         return Err(Error::Empty { set: "retain" });
     }
-    let mut coefficients = Coefficients::new(moment, forward.layers());
+    let coefficients = Coefficients::new(moment, forward.layers());
     let mut done = 0;
+    collect_more(forward, coefficients, samples, gates, batch_size, |_, n| {
+        done += n;
+        progress(done);
+        Ok(())
+    })
+}
+
+/// Adds `samples` to `coefficients`. `watch` sees the sums after every batch, with the batch's number
+/// of samples.
+///
+/// # Errors
+/// A sample without an answer token, a non-finite activation, a model that does not run, or what
+/// `watch` returns.
+pub fn collect_more<F: Forward>(
+    forward: &mut F,
+    mut coefficients: Coefficients,
+    samples: &[F::Sample],
+    gates: &Gates,
+    batch_size: usize,
+    mut watch: impl FnMut(&Coefficients, usize) -> Result<(), Error>,
+) -> Result<Coefficients, Error> {
     for batch in samples.chunks(batch_size.max(1)) {
         let batch: Vec<&F::Sample> = batch.iter().collect();
         let (sums, names) = run(forward, &batch, gates)?;
         coefficients.add(&sums, batch.len() as u64, &names)?;
-        done += batch.len();
-        progress(done);
+        watch(&coefficients, batch.len())?;
     }
     Ok(coefficients)
 }

@@ -66,6 +66,16 @@ pub enum Error {
         /// What the file holds.
         found: String,
     },
+    /// A file that holds some of a job's samples, and not those that are wanted.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// What is wanted.
+        expected: String,
+        /// What the file holds.
+        found: String,
+    },
     /// Every gate came out as 1.
     #[error("nothing was weakened: after {steps} steps every gate of layers {layers} is 1")]
     NothingWeakened {
@@ -154,6 +164,9 @@ impl Error {
                 "collect them again with this version, on this model".into()
             }
             Error::Empty { .. } => "check the JSONL file".into(),
+            Error::Part { .. } => {
+                "`kvw merge` makes one file of all the parts that `kvw collect --shard` wrote".into()
+            }
             Error::Format { .. } => {
                 "pass a file that `kvw collect` (coefficients) or `kvw weaken` (plan) wrote".into()
             }

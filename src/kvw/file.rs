@@ -3,6 +3,7 @@
 //! | file | tensors | metadata `kvw` |
 //! |---|---|---|
 //! | coefficients | `layers.{l}.coefficient` float32 `[d_ff]`, the mean; `layers.{l}.sum` int64 `[d_ff, 2]` and `weight` int64 `[2]`, the exact sums ([`FixedSum::to_words`]) | `format: "kvw-coefficients"`, `format_version`, moment, samples, tokens |
+//! | part of coefficients | the same, of some of the samples | also `part`: job, start, end, of ([`Part`]) |
 //! | plan | `layers.{l}.gate` float32 `[d_ff]`, cumulative | `format: "kvw-plan"`, `format_version`, rule, parameters, steps |
 //!
 //! Both hold a `provenance` object that this module carries and does not read. The metadata is *one*
@@ -17,7 +18,7 @@ use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
 
 use super::coefficients::LayerCoefficients;
-use super::{Coefficients, Error, FixedSum, Plan};
+use super::{Coefficients, Error, FixedSum, Part, PartFile, Plan};
 use crate::files::map::map_file;
 use crate::files::write_atomic;
 use crate::graph::Moment;
@@ -46,6 +47,9 @@ struct CoefficientsHeader {
     samples: u64,
     /// Sum of the token weights, as a float: for the method, the number of answer tokens.
     tokens: f64,
+    /// Present where the sums are of some of the samples only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    part: Option<Part>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -62,6 +66,29 @@ struct PlanHeader {
 pub fn save_coefficients(
     path: &Path,
     coefficients: &Coefficients,
+    provenance: serde_json::Value,
+    force: bool,
+) -> Result<(), Error> {
+    save_sums(path, coefficients, None, provenance, force)
+}
+
+/// Writes a part of a job to `path`, whole or not at all. What is there is replaced.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn save_part(
+    path: &Path,
+    coefficients: &Coefficients,
+    part: Part,
+    provenance: serde_json::Value,
+) -> Result<(), Error> {
+    save_sums(path, coefficients, Some(part), provenance, true)
+}
+
+fn save_sums(
+    path: &Path,
+    coefficients: &Coefficients,
+    part: Option<Part>,
     provenance: serde_json::Value,
     force: bool,
 ) -> Result<(), Error> {
@@ -83,6 +110,7 @@ pub fn save_coefficients(
         moment: coefficients.moment,
         samples: coefficients.samples,
         tokens: coefficients.weight.value(),
+        part,
     };
     save(path, tensors, COEFFICIENTS, content, provenance, force)
 }
@@ -113,15 +141,57 @@ pub fn save_plan(
 /// Reads coefficients and their provenance.
 ///
 /// # Errors
-/// The file cannot be read or is no coefficients file of a version that this one knows.
+/// The file cannot be read, is no coefficients file of a version that this one knows, or holds a part
+/// of a job only.
 pub fn load_coefficients(path: &Path) -> Result<(Coefficients, serde_json::Value), Error> {
+    match load_sums(path)? {
+        (coefficients, None, provenance) => Ok((coefficients, provenance)),
+        (_, Some(part), _) => Err(Error::Part {
+            path: path.to_owned(),
+            expected: format!("the coefficients of all {} samples", part.of),
+            found: format!("those of samples {}..{}", part.start, part.end),
+        }),
+    }
+}
+
+/// Reads a part of a job.
+///
+/// # Errors
+/// The file cannot be read, is no coefficients file of a version that this one knows, or holds no
+/// part.
+pub fn load_part(path: &Path) -> Result<PartFile, Error> {
+    let (coefficients, part, provenance) = load_sums(path)?;
+    let part = part.ok_or_else(|| Error::Part {
+        path: path.to_owned(),
+        expected: "a part of a job".to_owned(),
+        found: "the coefficients of all samples".to_owned(),
+    })?;
+    if part.end.checked_sub(part.start) != Some(coefficients.samples) || part.end > part.of {
+        return Err(format_error(
+            path,
+            format!("the sums of {} samples", coefficients.samples),
+            format!("samples {}..{} of {}", part.start, part.end, part.of),
+        ));
+    }
+    Ok(PartFile {
+        path: path.to_owned(),
+        part,
+        coefficients,
+        provenance,
+    })
+}
+
+fn load_sums(path: &Path) -> Result<(Coefficients, Option<Part>, serde_json::Value), Error> {
     let bytes = read(path)?;
     let (tensors, header) = parse::<CoefficientsHeader>(path, &bytes, COEFFICIENTS)?;
     let weight = match *int64s(path, &tensors, "weight", &[2])? {
         [low, high] => FixedSum::from_words([low, high]),
         _ => FixedSum::default(),
     };
-    if weight.value() <= 0.0 {
+    let content = header.content;
+    // A part may be empty: there are more of them than batches.
+    let empty = content.part.is_some() && content.samples == 0;
+    if weight.value() <= 0.0 && !empty {
         return Err(format_error(
             path,
             "a positive sum of token weights",
@@ -149,14 +219,13 @@ pub fn load_coefficients(path: &Path) -> Result<(Coefficients, serde_json::Value
             .collect();
         layers.insert(layer, LayerCoefficients { sums });
     }
-    let content = header.content;
     let coefficients = Coefficients {
         moment: content.moment,
         layers,
         weight,
         samples: content.samples,
     };
-    Ok((coefficients, header.provenance))
+    Ok((coefficients, content.part, header.provenance))
 }
 
 /// Reads a plan and its provenance.
@@ -451,6 +520,41 @@ mod tests {
             load_coefficients(&path).unwrap(),
             (coefficients(), provenance)
         );
+    }
+
+    #[test]
+    fn a_part_is_no_set_and_a_set_no_part() {
+        let folder = tempfile::tempdir().unwrap();
+        let [whole, part, empty] = ["whole", "part", "empty"].map(|name| folder.path().join(name));
+        save_coefficients(&whole, &coefficients(), serde_json::Value::Null, false).unwrap();
+        let samples = coefficients().samples;
+        let of = |start, end| Part {
+            job: "job".into(),
+            start,
+            end,
+            of: samples + 5,
+        };
+        save_part(
+            &part,
+            &coefficients(),
+            of(5, samples + 5),
+            serde_json::Value::Null,
+        )
+        .unwrap();
+        let nothing = Coefficients::new(Moment::Absolute, &[(3, 2)]);
+        save_part(&empty, &nothing, of(5, 5), serde_json::Value::Null).unwrap();
+        assert!(matches!(load_coefficients(&part), Err(Error::Part { .. })));
+        assert!(matches!(load_part(&whole), Err(Error::Part { .. })));
+        assert_eq!(load_part(&part).unwrap().coefficients, coefficients());
+        assert_eq!(load_part(&empty).unwrap().coefficients, nothing);
+        save_part(
+            &part,
+            &coefficients(),
+            of(4, samples + 5),
+            serde_json::Value::Null,
+        )
+        .unwrap();
+        assert!(matches!(load_part(&part), Err(Error::Format { .. })));
     }
 
     #[test]
