@@ -33,6 +33,7 @@ pub mod onnx;
 pub mod pipeline;
 pub mod preprocess;
 pub mod probe;
+pub mod provenance;
 pub mod report;
 pub mod runtime;
 pub mod sweep;

@@ -18,8 +18,10 @@ mod printer;
 mod probe;
 mod report;
 mod runtime;
+mod sign;
 mod sweep;
 mod unlearn;
+mod verify;
 mod weaken;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -66,6 +68,8 @@ enum Verb {
     Diff(diff::Diff),
     Check(check::Check),
     Report(report::Report),
+    Sign(sign::Sign),
+    Verify(verify::Verify),
     Doctor(runtime::Doctor),
     Runtime(runtime::Runtime),
 }
@@ -98,6 +102,8 @@ pub fn main() -> ExitCode {
         Verb::Diff(verb) => verb.run(&printer),
         Verb::Check(verb) => verb.run(&printer),
         Verb::Report(verb) => verb.run(&printer),
+        Verb::Sign(verb) => verb.run(&printer),
+        Verb::Verify(verb) => verb.run(&printer),
         Verb::Doctor(verb) => verb.run(&printer),
         Verb::Runtime(verb) => verb.run(&printer),
     });

@@ -99,6 +99,7 @@ fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
         crate::preprocess::Error,
         crate::probe::Error,
         crate::report::Error,
+        crate::provenance::Error,
         crate::runtime::Error,
         crate::runtime::device::Error,
         crate::runtime::fetch::Error,
