@@ -15,7 +15,7 @@ pub const IN_TOTO: &str = "application/vnd.in-toto+json";
 
 /// A signed payload.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Envelope {
     /// Base64.
     payload: String,
@@ -24,6 +24,7 @@ pub struct Envelope {
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct EnvelopeSignature {
     /// Base64 of the signature's DER.
     sig: String,

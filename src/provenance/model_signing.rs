@@ -18,12 +18,29 @@ use crate::files::{Sha256, Sha256Hasher};
 const MEDIA_TYPE: &str = "application/vnd.dev.sigstore.bundle.v0.3+json";
 const PREDICATE: &str = "https://model_signing/signature/v1.0";
 
+/// The bundle. What it holds beside the signed payload is not signed: so nothing is let in that is not
+/// understood.
 #[derive(Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
 struct Bundle {
     media_type: String,
-    verification_material: Value,
+    verification_material: VerificationMaterial,
     dsse_envelope: Envelope,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct VerificationMaterial {
+    public_key: KeyIdentifier,
+    /// Entries of a transparency log: Sigstore's keyless signing has them, a key has none.
+    #[serde(default)]
+    tlog_entries: Vec<Value>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyIdentifier {
+    hint: String,
 }
 
 /// What a signature vouches for.
@@ -34,7 +51,7 @@ pub struct Manifest {
     /// Every file, by name.
     pub resources: Vec<Resource>,
     envelope: Envelope,
-    key_hint: Option<String>,
+    key_hint: String,
 }
 
 /// The signature of `key` over `resources`, sorted by name, of the model called `model`.
@@ -62,10 +79,12 @@ pub fn sign(model: &str, resources: &[Resource], key: &PrivateKey) -> Result<Str
     });
     let bundle = Bundle {
         media_type: MEDIA_TYPE.to_owned(),
-        verification_material: json!({
-            "publicKey": {"hint": key.public().hint()?},
-            "tlogEntries": [],
-        }),
+        verification_material: VerificationMaterial {
+            public_key: KeyIdentifier {
+                hint: key.public().hint()?,
+            },
+            tlog_entries: Vec::new(),
+        },
         dsse_envelope: Envelope::seal(&statement, Some(key)),
     };
     Ok(json!(bundle).to_string())
@@ -139,10 +158,9 @@ pub fn read(path: &Path) -> Result<Manifest, Error> {
             .to_owned();
         return Err(wrong(&format!("the digest of its parts, {whole}"), found));
     }
-    let key_hint = bundle.verification_material.pointer("/publicKey/hint");
     Ok(Manifest {
         model: text("/subject/0/name").unwrap_or_default().to_owned(),
-        key_hint: key_hint.and_then(Value::as_str).map(str::to_owned),
+        key_hint: bundle.verification_material.public_key.hint,
         envelope: bundle.dsse_envelope,
         resources,
     })
@@ -154,8 +172,6 @@ impl Manifest {
     /// # Errors
     /// The key cannot be encoded.
     pub fn is_signed_by(&self, key: &PublicKey) -> Result<bool, Error> {
-        let hint = key.hint()?;
-        let named = self.key_hint.as_ref().is_none_or(|named| *named == hint);
-        Ok(named && self.envelope.is_signed_by(key))
+        Ok(self.key_hint == key.hint()? && self.envelope.is_signed_by(key))
     }
 }
