@@ -17,8 +17,8 @@
 //!                                          eval: before and after, in numbers
 //! ```
 //!
-//! Arrows run one way: `cli` → `report` → {`check`, `sweep`, `probe`} → `pipeline` → {`kvw`, `edit`, `eval`} →
-//! {`runtime`, `bundle`, `dataset`, `preprocess`} → `graph` → `onnx` → `files`.
+//! Arrows run one way: `cli` → `report` → {`check`, `sweep`, `probe`, `provenance`} → `pipeline` → {`kvw`, `edit`,
+//! `eval`} → {`runtime`, `bundle`, `dataset`, `preprocess`} → `graph` → `onnx` → `files`.
 
 pub mod bundle;
 pub mod check;
