@@ -11,6 +11,7 @@ use std::path::Path;
 
 use kvw::bundle::{Bundle, Error, Layout, Phase, Role, check_one_model};
 use kvw::onnx::{Limits, ModelFile};
+use kvw::runtime::generate::Limit;
 use tempfile::TempDir;
 
 /// A folder with empty files of these names, and a configuration.
@@ -55,8 +56,39 @@ fn a_transformers_js_folder_is_understood() {
     let config = bundle.config().unwrap();
     assert_eq!(config.image_token_id, Some(9));
     assert_eq!(config.eos_token_ids, [4, 5]);
+    assert_eq!((config.max_new_tokens, config.max_length), (None, None));
     assert_eq!(bundle.decoders().count(), 3);
     assert_eq!(bundle.tree().entries().count(), FILES.len() + 2);
+}
+
+#[test]
+fn the_limit_of_an_answer_is_the_model_s_own() {
+    let temp = folder(FILES, CONFIG);
+    let generation = temp.path().join("generation_config.json");
+    let write = |text: &str| fs::write(&generation, text).unwrap();
+    for (text, limit) in [
+        (r#"{}"#, Limit::NewTokens(50)),
+        (r#"{"max_new_tokens": null}"#, Limit::NewTokens(50)),
+        (r#"{"max_new_tokens": 7}"#, Limit::NewTokens(7)),
+        (r#"{"max_length": 300}"#, Limit::Length(300)),
+        (
+            r#"{"max_length": 300, "max_new_tokens": 7}"#,
+            Limit::NewTokens(7),
+        ),
+        // What transformers takes for its own default.
+        (r#"{"max_length": 20}"#, Limit::NewTokens(20)),
+    ] {
+        write(text);
+        let bundle = Bundle::open(temp.path()).unwrap();
+        assert_eq!(Limit::of(bundle.config()), limit, "{text}");
+    }
+    for (key, value) in [("max_new_tokens", "0"), ("max_length", "\"long\"")] {
+        write(&format!("{{\"{key}\": {value}}}"));
+        let text = open_error(temp.path()).to_string();
+        for part in ["generation_config.json", key, value, "a count from 1"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
 }
 
 #[test]

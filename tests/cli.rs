@@ -1689,3 +1689,65 @@ fn probes_ask_in_other_ways_and_say_what_they_could_not() {
     assert_eq!(refused.status.code(), Some(2));
     assert!(text(&refused.stderr).contains("expected names in the forget set"));
 }
+
+#[test]
+fn an_answer_is_as_long_as_the_model_says_unless_the_user_does() {
+    let desk = Desk::new();
+    let model = desk.inputs.join("model");
+    for (path, bytes) in tree(&MODEL) {
+        let to = model.join(path);
+        match bytes {
+            Some(bytes) => {
+                fs::create_dir_all(to.parent().unwrap()).unwrap();
+                fs::write(to, bytes).unwrap();
+            }
+            None => fs::create_dir_all(to).unwrap(),
+        }
+    }
+    let config = model.join("generation_config.json");
+    let original: Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    let eval = |key: &str, value: usize, arguments: &[&str]| {
+        let mut changed = original.clone();
+        changed[key] = value.into();
+        fs::write(&config, changed.to_string()).unwrap();
+        let mut command = desk.kvw();
+        command.args(["--format", "json", "eval"]).arg(&model);
+        command.arg("--data").arg(&desk.forget);
+        command.args(["--limit", "1", "--answers"]).args(arguments);
+        command
+    };
+    let found = |key: &str, value: usize, arguments: &[&str]| {
+        let said = done(&mut eval(key, value, arguments));
+        let said: Value = serde_json::from_str(&said).unwrap();
+        let answer = &said["sets"][0]["models"]["model"]["answers"][0]["prediction"];
+        (
+            answer.as_str().unwrap().to_owned(),
+            said["max_new_tokens"].as_u64().unwrap(),
+            said["max_length"].as_u64(),
+        )
+    };
+    let (whole, ..) = found("max_new_tokens", 50, &[]);
+    let (short, limit, length) = found("max_new_tokens", 2, &[]);
+    assert_eq!((limit, length), (2, None));
+    assert!(whole.starts_with(&short) && short.len() < whole.len());
+    // The user's own limit comes first.
+    let given = &["--max-new-tokens", "50"];
+    assert_eq!(found("max_new_tokens", 2, given).0, whole);
+    assert_eq!(found("max_length", 3, given).0, whole);
+
+    let refused = eval("max_length", 3, &[]).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    let said = text(&refused.stderr);
+    assert!(
+        said.contains("fewer than 3 tokens (max_length in generation_config.json)")
+            && said.contains("--max-new-tokens"),
+        "{said}"
+    );
+    let (_, prompt) = said.split_once("generation_config.json), found ").unwrap();
+    let prompt: String = prompt.chars().take_while(char::is_ascii_digit).collect();
+    let prompt: usize = prompt.parse().unwrap();
+    let (answer, limit, length) = found("max_length", prompt + 2, &[]);
+    assert_eq!(answer, short);
+    let expected = u64::try_from(prompt).unwrap() + 2;
+    assert_eq!((limit, length), (expected, Some(expected)));
+}

@@ -25,7 +25,8 @@ use kvw::onnx::{Limits, ModelFile};
 use kvw::pipeline::{Model, gates_of};
 use kvw::probe::people::{ByPerson, split};
 use kvw::runtime::device::Device;
-use kvw::runtime::{Engine, generate, locate};
+use kvw::runtime::generate::{self, Limit};
+use kvw::runtime::{Engine, locate};
 use safetensors::SafeTensors;
 use serde_json::Value;
 
@@ -267,10 +268,11 @@ fn answers_to(run: &Run, samples: Vec<Sample>, gates: &Gates) -> Vec<(Sample, St
         .decoder(LayerRange::All, Outputs::Model, 1000)
         .unwrap();
     let tokens = usize::try_from(run.meta["max_new_tokens"].as_u64().unwrap()).unwrap();
+    let limit = Limit::NewTokens(tokens);
     samples
         .into_iter()
         .map(|sample| {
-            let answer = generate::greedy(&mut model.lvlm, &mut decoder, &sample, gates, tokens);
+            let answer = generate::greedy(&mut model.lvlm, &mut decoder, &sample, gates, limit);
             (sample, answer.unwrap().text)
         })
         .collect()

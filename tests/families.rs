@@ -24,7 +24,8 @@ use kvw::pipeline::Model;
 use kvw::preprocess::{
     Form, ImageBackend, PositionIds, Prepared, TensorValue, open_family, open_family_with,
 };
-use kvw::runtime::{Collector, generate};
+use kvw::runtime::Collector;
+use kvw::runtime::generate::{self, Limit};
 use ndarray::Array1;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -301,7 +302,7 @@ fn coefficients_and_greedy_answers_are_those_of_pytorch() {
             }
             let expected = integers(&golden["greedy"]);
             let gates = Gates::new();
-            let limit = expected.len();
+            let limit = Limit::NewTokens(expected.len());
             let answer = generate::greedy(&mut model.lvlm, &mut plain, sample, &gates, limit);
             let answer = answer.unwrap_or_else(|e| panic!("{name}, {}: {}", sample.id, chain(&e)));
             assert_eq!(answer.ids, expected, "{name}, {}", sample.id);

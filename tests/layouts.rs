@@ -18,10 +18,13 @@ use kvw::onnx::schema::{ModelProto, ValueInfoProto, type_proto};
 use kvw::onnx::{Limits, ModelFile};
 use kvw::pipeline::Model;
 use kvw::preprocess::Feed;
-use kvw::runtime::generate;
+use kvw::runtime::generate::{self, Limit};
 use prost::Message as _;
 use support::{chain, engine, fixtures};
 use tempfile::TempDir;
+
+/// Of what the goldens hold.
+const LIMIT: Limit = Limit::NewTokens(32);
 
 const FOLDERS: [(&str, Layout); 4] = [
     ("genai-fp32", Layout::OnnxruntimeGenai),
@@ -60,7 +63,7 @@ fn every_folder_answers_as_the_checkpoint_does_in_pytorch() {
             for sample in data("forget").samples.iter().chain(&data("retain").samples) {
                 let gates = Gates::new();
                 let lvlm = &mut model.lvlm;
-                let found = generate::greedy(lvlm, &mut decoder, sample, &gates, 32).unwrap();
+                let found = generate::greedy(lvlm, &mut decoder, sample, &gates, LIMIT).unwrap();
                 let expected = &answers[&sample.question];
                 assert_eq!(&found.text, expected, "{name}, {kind}: {}", sample.id);
                 assert!(found.stopped);
@@ -426,7 +429,7 @@ fn a_decoder_of_three_files_answers_and_is_edited_as_the_whole_one() {
     let mut gated = model.decoder(LayerRange::All, Outputs::Model, 1).unwrap();
     for sample in &data("forget").samples {
         let found =
-            generate::greedy(&mut model.lvlm, &mut gated, sample, &Gates::new(), 32).unwrap();
+            generate::greedy(&mut model.lvlm, &mut gated, sample, &Gates::new(), LIMIT).unwrap();
         assert_eq!(&found.text, &answers[&sample.question]);
     }
     let expected = coefficients(&layouts("optimum"), &data("forget"), 1);

@@ -33,6 +33,12 @@ pub struct Config {
     pub image_token_id: Option<i64>,
     /// Token ids that end an answer, from `generation_config.json`, else from `config.json`.
     pub eos_token_ids: Vec<i64>,
+    /// Longest answer, in tokens: `max_new_tokens` of `generation_config.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_new_tokens: Option<usize>,
+    /// Longest prompt and answer together, in tokens: `max_length` of `generation_config.json`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     /// Whether there is a `vision_config`.
     pub vision: bool,
 }
@@ -54,6 +60,10 @@ impl Config {
             Some(ids) => ids?,
             None => Vec::new(),
         };
+        let limit = |key| match &generation {
+            Some(generation) => generation.count(&[key]),
+            None => Ok(None),
+        };
         let eos_token_ids = match eos.is_empty() {
             true => config.ids("eos_token_id")?,
             false => eos,
@@ -68,6 +78,8 @@ impl Config {
                 None => config.id("image_token_index")?,
             },
             eos_token_ids,
+            max_new_tokens: limit("max_new_tokens")?,
+            max_length: limit("max_length")?,
             vision: config
                 .value
                 .get("vision_config")
@@ -84,6 +96,8 @@ impl Config {
             vocab_size: map.count(&["model.vocab_size"])?,
             image_token_id: map.id("model.image_token_id")?,
             eos_token_ids: map.ids("model.eos_token_id")?,
+            max_new_tokens: None,
+            max_length: None,
             vision: map.get("model.vision").is_some_and(Value::is_object),
         })
     }

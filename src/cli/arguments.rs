@@ -6,10 +6,12 @@ use std::str::FromStr;
 use clap::Args;
 
 use super::printer::Printer;
+use crate::bundle::Bundle;
 use crate::dataset::{self, Dataset, ReadOptions, Sample};
 use crate::eval::SetKind;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
 use crate::pipeline::{Error, Model};
+use crate::runtime::generate::{self, Limit};
 use crate::runtime::{self, Device, Engine, locate};
 
 /// How the model is run.
@@ -174,6 +176,25 @@ impl WeakenArguments {
                 .then(|| model.column_norms(self.layers()))
                 .transpose()?,
         })
+    }
+}
+
+/// How answers are generated.
+#[derive(Args, Clone, Default)]
+pub(super) struct GenerationArguments {
+    /// Longest answer, in tokens (default: max_new_tokens or max_length of the model's
+    /// generation_config.json, or 50)
+    #[arg(long, value_name = "N", value_parser = parse_positive)]
+    max_new_tokens: Option<usize>,
+}
+
+impl GenerationArguments {
+    /// What was asked for; where nothing was, what the model asks for.
+    pub(super) fn options(&self, bundle: &Bundle) -> generate::Options {
+        let given = self.max_new_tokens.map(Limit::NewTokens);
+        generate::Options {
+            limit: given.unwrap_or_else(|| Limit::of(bundle.config())),
+        }
     }
 }
 

@@ -7,7 +7,8 @@ use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{
-    DataArguments, RuntimeArguments, SetArgument, StepArguments, WeakenArguments,
+    DataArguments, GenerationArguments, RuntimeArguments, SetArgument, StepArguments,
+    WeakenArguments,
 };
 use super::outcome::Outcome;
 use super::printer::Printer;
@@ -100,7 +101,6 @@ impl Demo {
                 .collect(),
             reference: Some(self.output.join(RETRAINED)),
             eval_limit: 60,
-            max_new_tokens: 50,
             variant: None,
             edit: crate::edit::FormChoice::Auto,
             force: false,
@@ -114,6 +114,7 @@ impl Demo {
             },
             targets: TargetArguments::default(),
             controls: ControlArguments::default(),
+            generation: GenerationArguments::default(),
             reading: DataArguments::default(),
             runtime: self.runtime.clone(),
         };

@@ -6,8 +6,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    DataArguments, EvaluatedSet, RuntimeArguments, SetArgument, note_placement, parse_positive,
-    refuse_existing,
+    DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
+    note_placement, parse_positive, refuse_existing,
 };
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
@@ -50,9 +50,6 @@ pub(super) struct Eval {
         required = true
     )]
     data: Vec<SetArgument>,
-    /// Longest answer, in tokens
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
-    max_new_tokens: usize,
     /// Only the first N samples of each set
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     limit: Option<usize>,
@@ -68,6 +65,8 @@ pub(super) struct Eval {
     /// The precision to run where the folder has several (fp32, fp16, …)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
+    #[command(flatten)]
+    generation: GenerationArguments,
     #[command(flatten)]
     reading: DataArguments,
     #[command(flatten)]
@@ -102,7 +101,8 @@ impl Eval {
         let plan = plan.transpose().map_err(Error::from)?;
         let engine = self.runtime.engine(printer)?;
         let samples: usize = sets.iter().map(|set| set.samples().len()).sum();
-        let forwards = samples.saturating_mul(self.max_new_tokens);
+        let generation = self.generation.options(&bundle);
+        let forwards = samples.saturating_mul(generation.limit.tokens());
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
         let (mut decoder, gates) = match &plan {
             Some((path, (plan, provenance))) => {
@@ -113,7 +113,7 @@ impl Eval {
             None => (model.plain_decoder(forwards)?, Gates::new()),
         };
         note_placement(&engine, printer);
-        let settings = Settings::new(self.max_new_tokens, sets.iter().map(|set| set.data));
+        let settings = Settings::new(generation, sets.iter().map(|set| set.data));
         let names = set_names(
             &sets
                 .iter()
@@ -146,7 +146,8 @@ impl Eval {
         let mut evidence = Evidence {
             schema_version: SCHEMA_VERSION,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            max_new_tokens: self.max_new_tokens,
+            max_new_tokens: settings.generation.limit.tokens(),
+            max_length: settings.generation.limit.length(),
             bootstrap: Bootstrap::default(),
             agreement: None,
             runtime: engine.describe(),

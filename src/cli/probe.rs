@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    DataArguments, EvaluatedSet, RuntimeArguments, SetArgument, note_placement, parse_positive,
-    refuse_existing, refuse_same_set,
+    DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
+    note_placement, parse_positive, refuse_existing, refuse_same_set,
 };
 use super::eval::{evaluated_sets, header, show};
 use super::outcome::Outcome;
@@ -59,9 +59,6 @@ pub(super) struct ProbeVerb {
     /// Samples of each set, and of each probe of it, to ask
     #[arg(long, default_value_t = 60, value_name = "N", value_parser = parse_positive)]
     limit: usize,
-    /// Longest answer, in tokens
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
-    max_new_tokens: usize,
     /// The precision to run where the folder has several (fp32, fp16, …)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
@@ -76,6 +73,8 @@ pub(super) struct ProbeVerb {
     /// Replace the evaluation file
     #[arg(long)]
     force: bool,
+    #[command(flatten)]
+    generation: GenerationArguments,
     #[command(flatten)]
     reading: DataArguments,
     #[command(flatten)]
@@ -233,7 +232,10 @@ impl ProbeVerb {
         let (asked, skipped) = self.asked(&sets, &names);
 
         let engine = self.runtime.engine(printer)?;
-        let settings = Settings::new(self.max_new_tokens, sets.iter().map(|set| set.data));
+        let settings = Settings::new(
+            self.generation.options(&bundle),
+            sets.iter().map(|set| set.data),
+        );
         let mut run = Run {
             printer,
             bundle: &bundle,
@@ -274,7 +276,8 @@ impl ProbeVerb {
         let mut evidence = Evidence {
             schema_version: SCHEMA_VERSION,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            max_new_tokens: self.max_new_tokens,
+            max_new_tokens: settings.generation.limit.tokens(),
+            max_length: settings.generation.limit.length(),
             bootstrap: Bootstrap::default(),
             agreement: None,
             runtime: engine.describe(),
@@ -361,7 +364,7 @@ impl<'a> Run<'a> {
         asked: &[Asked<'_>],
     ) -> Result<(Model<'a>, crate::runtime::Decoder), Error> {
         let samples: usize = asked.iter().map(|asked| asked.samples.len()).sum();
-        let forwards = 2 * samples.saturating_mul(self.settings.max_new_tokens);
+        let forwards = 2 * samples.saturating_mul(self.settings.generation.limit.tokens());
         let model = Model::open(self.bundle, variant, self.engine, forwards)?;
         for asked in asked {
             model.check_samples(&asked.samples)?;

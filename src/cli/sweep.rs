@@ -7,8 +7,8 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    DataArguments, RuntimeArguments, StepArguments, note_placement, parse_gamma, parse_positive,
-    refuse_same_set,
+    DataArguments, GenerationArguments, RuntimeArguments, StepArguments, note_placement,
+    parse_gamma, parse_positive, refuse_same_set,
 };
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
@@ -17,7 +17,7 @@ use crate::dataset::Dataset;
 use crate::eval::set_names;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, RuleKind};
 use crate::pipeline::Error;
-use crate::runtime::Engine;
+use crate::runtime::{Engine, generate};
 use crate::sweep::{self, Event, Finished, Grid, Measure, Objective, Point, Sweep, Tradeoff};
 
 /// Try many settings: what is forgotten against what is kept
@@ -54,9 +54,6 @@ pub(super) struct SweepVerb {
     /// Samples of each set to evaluate
     #[arg(long, default_value_t = 100, value_name = "N", value_parser = parse_positive)]
     eval_limit: usize,
-    /// Longest answer, in tokens
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
-    max_new_tokens: usize,
     /// Points to run at the same time, at most
     ///
     /// Each has its own sessions. Fewer are run where memory does not allow it.
@@ -70,6 +67,8 @@ pub(super) struct SweepVerb {
     force: bool,
     #[command(flatten)]
     steps: StepArguments,
+    #[command(flatten)]
+    generation: GenerationArguments,
     #[command(flatten)]
     reading: DataArguments,
     #[command(flatten)]
@@ -227,7 +226,7 @@ impl SweepVerb {
             objective: self.objective.objective(),
             steps: &self.steps,
             eval_limit: self.eval_limit,
-            max_new_tokens: self.max_new_tokens,
+            generation: self.generation.options(&bundle),
             jobs: self.jobs,
             variant: self.variant.as_deref(),
             output: &self.output,
@@ -288,7 +287,7 @@ pub(super) struct Request<'a> {
     pub(super) objective: Objective,
     pub(super) steps: &'a StepArguments,
     pub(super) eval_limit: usize,
-    pub(super) max_new_tokens: usize,
+    pub(super) generation: generate::Options,
     pub(super) jobs: usize,
     pub(super) variant: Option<&'a str>,
     pub(super) output: &'a Path,
@@ -316,7 +315,7 @@ impl Request<'_> {
             order: self.steps.order(),
             keep_norm: self.steps.keep_norm,
             limit: self.eval_limit,
-            max_new_tokens: self.max_new_tokens,
+            generation: self.generation,
             jobs: self.jobs,
         };
         let progress = printer.progress("sweeping", self.points.len());

@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use super::apply::record;
 use super::arguments::{
-    DataArguments, EvaluatedSet, RuntimeArguments, SetArgument, WeakenArguments, note_placement,
-    parse_positive, refuse_existing, refuse_same_set,
+    DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
+    WeakenArguments, note_placement, refuse_existing, refuse_same_set,
 };
 use super::eval::{evaluated_sets, header, interval, show};
 use super::outcome::{Disagreement, Outcome};
@@ -83,9 +83,6 @@ pub(super) struct Unlearn {
     /// Samples of each set to evaluate; 0: none
     #[arg(long, default_value_t = 100, value_name = "N")]
     pub(super) eval_limit: usize,
-    /// Longest answer, in tokens
-    #[arg(long, default_value_t = 50, value_name = "N", value_parser = parse_positive)]
-    pub(super) max_new_tokens: usize,
     /// The precision to run where the folder has several (fp32, fp16, …); all of them are edited
     #[arg(long, value_name = "NAME")]
     pub(super) variant: Option<String>,
@@ -101,6 +98,8 @@ pub(super) struct Unlearn {
     pub(super) targets: TargetArguments,
     #[command(flatten)]
     pub(super) controls: ControlArguments,
+    #[command(flatten)]
+    pub(super) generation: GenerationArguments,
     #[command(flatten)]
     pub(super) reading: DataArguments,
     #[command(flatten)]
@@ -217,7 +216,10 @@ impl Unlearn {
             arguments: self,
             printer,
             engine: &engine,
-            settings: Settings::new(self.max_new_tokens, sets.iter().map(|set| set.data)),
+            settings: Settings::new(
+                self.generation.options(&bundle),
+                sets.iter().map(|set| set.data),
+            ),
             sets: &sets,
             reference,
             plan: &plan,
@@ -320,7 +322,7 @@ impl Unlearn {
             objective,
             steps: &weakening.steps,
             eval_limit: self.eval_limit,
-            max_new_tokens: self.max_new_tokens,
+            generation: self.generation.options(bundle),
             jobs: 1,
             variant: self.variant.as_deref(),
             output: &file,
@@ -425,7 +427,9 @@ impl Job<'_> {
 
     /// About how many forward passes the evaluation takes.
     fn forwards(&self) -> usize {
-        let generated = self.samples().saturating_mul(self.settings.max_new_tokens);
+        let generated = self
+            .samples()
+            .saturating_mul(self.settings.generation.limit.tokens());
         COMPARED_SAMPLES.saturating_add(generated)
     }
 
@@ -456,7 +460,8 @@ impl Job<'_> {
         let mut evidence = Evidence {
             schema_version: eval::SCHEMA_VERSION,
             tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            max_new_tokens: self.settings.max_new_tokens,
+            max_new_tokens: self.settings.generation.limit.tokens(),
+            max_length: self.settings.generation.limit.length(),
             bootstrap: Bootstrap::default(),
             agreement: Some(agreement),
             runtime: self.engine.describe(),

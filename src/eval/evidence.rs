@@ -137,6 +137,9 @@ pub struct Evidence {
     pub tool_version: String,
     /// Longest answer, in tokens.
     pub max_new_tokens: usize,
+    /// The same number, where the model's own limit counts the prompt's tokens too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_length: Option<usize>,
     /// How the intervals were made.
     pub bootstrap: Bootstrap,
     /// Whether the written model is the planned one. `null` where nothing was written.
@@ -239,10 +242,14 @@ impl Evidence {
             path: path.to_owned(),
             problem,
         };
-        if reference.max_new_tokens != self.max_new_tokens {
+        let limit = |evidence: &Evidence| {
+            let prompt = evidence.max_length.map_or("", |_| " with the prompt's");
+            format!("{} tokens{prompt}", evidence.max_new_tokens)
+        };
+        let (expected, found) = (limit(self), limit(&reference));
+        if expected != found {
             return Err(other(format!(
-                "expected answers of at most {} tokens, found {}",
-                self.max_new_tokens, reference.max_new_tokens
+                "expected answers of at most {expected}, found {found}"
             )));
         }
         let mut reference_sets = reference.sets;
@@ -520,6 +527,7 @@ mod tests {
             schema_version: SCHEMA_VERSION,
             tool_version: "0".into(),
             max_new_tokens: 50,
+            max_length: None,
             bootstrap: Bootstrap::default(),
             agreement: None,
             runtime: Value::Null,
@@ -642,6 +650,11 @@ mod tests {
             added.unwrap_err().to_string()
         };
         assert!(refused(&|e| e.max_new_tokens = 7).contains("at most 50 tokens, found 7"));
+        let longer = refused(&|e| e.max_length = Some(50));
+        assert!(
+            longer.ends_with("found 50 tokens with the prompt's"),
+            "{longer}"
+        );
         assert!(refused(&|e| e.sets[0].sha256 = "11".into()).contains("found none of them"));
         assert!(
             refused(&|e| e.sets[0].models[&Role::Model].answers.clear())

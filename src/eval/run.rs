@@ -8,23 +8,27 @@ use super::text::choice_prompt;
 use crate::dataset::{Dataset, Sample, Task};
 use crate::kvw::Gates;
 use crate::preprocess::Form;
-use crate::runtime::{Decoder, Error, Lvlm, generate};
+use crate::runtime::generate::{self, Limit};
+use crate::runtime::{Decoder, Error, Lvlm};
 
 /// How a set is evaluated.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Longest answer, in tokens.
-    pub max_new_tokens: usize,
+    /// How answers are generated.
+    pub generation: generate::Options,
     /// What scoring takes.
     pub scoring: Scoring,
 }
 
 impl Settings {
     /// For sets that are evaluated together: the names of one count as other people's in another.
-    pub fn new<'d>(max_new_tokens: usize, sets: impl IntoIterator<Item = &'d Dataset>) -> Settings {
+    pub fn new<'d>(
+        generation: generate::Options,
+        sets: impl IntoIterator<Item = &'d Dataset>,
+    ) -> Settings {
         let samples = sets.into_iter().flat_map(|set| &set.samples);
         Settings {
-            max_new_tokens,
+            generation,
             scoring: Scoring {
                 people: samples.filter_map(|sample| sample.name.clone()).collect(),
             },
@@ -55,7 +59,7 @@ pub fn evaluate(
             sample,
         };
         answers.push(score(
-            asked.answered(settings.max_new_tokens)?,
+            asked.answered(settings.generation.limit)?,
             &settings.scoring,
         ));
         progress(done + 1);
@@ -78,7 +82,7 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn answered(&mut self, max_new_tokens: usize) -> Result<Answered, Error> {
+    fn answered(&mut self, limit: Limit) -> Result<Answered, Error> {
         let sample = self.sample;
         let mut answered = Answered {
             id: sample.id.clone(),
@@ -99,13 +103,13 @@ impl Asked<'_> {
             answered.choice = Some(Chosen {
                 options: choice.options.clone(),
                 correct: choice.correct,
-                prediction: self.says(&question, max_new_tokens.min(CHOICE_TOKENS))?,
+                prediction: self.says(&question, limit.at_most(CHOICE_TOKENS))?,
             });
         }
         if sample.task == Task::Choice {
             return Ok(answered);
         }
-        answered.prediction = Some(self.says(&sample.question, max_new_tokens)?);
+        answered.prediction = Some(self.says(&sample.question, limit)?);
         answered.likelihood = Some(self.likelihood(&sample.answer)?);
         if let Some(paraphrased) = &sample.paraphrased_answer {
             answered.paraphrased = Some(self.likelihood(paraphrased)?.loss());
@@ -117,13 +121,12 @@ impl Asked<'_> {
     }
 
     /// The greedy answer to `question`, put in place of the sample's.
-    fn says(&mut self, question: &str, max_new_tokens: usize) -> Result<String, Error> {
+    fn says(&mut self, question: &str, limit: Limit) -> Result<String, Error> {
         let sample = Sample {
             question: question.to_owned(),
             ..self.sample.clone()
         };
-        let generated =
-            generate::greedy(self.lvlm, self.decoder, &sample, self.gates, max_new_tokens)?;
+        let generated = generate::greedy(self.lvlm, self.decoder, &sample, self.gates, limit)?;
         Ok(generated.text)
     }
 

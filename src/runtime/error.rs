@@ -67,6 +67,19 @@ pub enum Error {
         /// A file of the model.
         model: String,
     },
+    /// A prompt leaves no room for an answer.
+    #[error(
+        "{sample}: expected a prompt of fewer than {limit} tokens (max_length in \
+         generation_config.json), found {tokens}"
+    )]
+    LongPrompt {
+        /// The sample.
+        sample: String,
+        /// Tokens of its prompt.
+        tokens: usize,
+        /// Most tokens of prompt and answer.
+        limit: usize,
+    },
     /// A sample could not be prepared.
     #[error(transparent)]
     Preprocess(#[from] crate::preprocess::Error),
@@ -100,6 +113,10 @@ impl Error {
             }
             Error::NoVision { .. } => {
                 "leave `image` out of the samples, or add the vision encoder to the model's folder"
+                    .into()
+            }
+            Error::LongPrompt { .. } => {
+                "give the longest answer with --max-new-tokens, which does not count the prompt"
                     .into()
             }
             Error::Interface { .. } => "`kvw inspect` shows the files and their roles".into(),

@@ -8,9 +8,83 @@ use ndarray::{ArrayView1, Axis};
 use serde::{Deserialize, Serialize};
 
 use super::{Decoder, Embedded, Error, Lvlm};
+use crate::bundle::Config;
 use crate::dataset::Sample;
 use crate::kvw::Gates;
 use crate::preprocess::Form;
+
+/// How long answers may get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// At most so many new tokens.
+    NewTokens(usize),
+    /// At most so many tokens together with the prompt's, those of its image among them.
+    Length(usize),
+}
+
+/// `max_length` of a `GenerationConfig` that does not state it.
+const DEFAULT_MAX_LENGTH: usize = 20;
+
+impl Limit {
+    /// New tokens where neither the user nor the model says how many.
+    pub const DEFAULT: Limit = Limit::NewTokens(50);
+
+    /// What a model's `generation_config.json` asks for: `max_new_tokens`, else `max_length`, else
+    /// [`Limit::DEFAULT`]. transformers' `GenerationMixin._prepare_generated_length` takes them in the
+    /// same order, and takes a `max_length` of 20, its own default, for new tokens.
+    pub fn of(config: Option<&Config>) -> Limit {
+        let new = config.and_then(|config| config.max_new_tokens);
+        let length = config.and_then(|config| config.max_length);
+        match (new, length) {
+            (Some(new), _) => Limit::NewTokens(new),
+            (None, Some(DEFAULT_MAX_LENGTH)) => Limit::NewTokens(DEFAULT_MAX_LENGTH),
+            (None, Some(length)) => Limit::Length(length),
+            (None, None) => Limit::DEFAULT,
+        }
+    }
+
+    /// The number, whatever it counts: no answer has more tokens.
+    pub fn tokens(self) -> usize {
+        match self {
+            Limit::NewTokens(tokens) | Limit::Length(tokens) => tokens,
+        }
+    }
+
+    /// The same, where it is `Limit::Length`.
+    pub fn length(self) -> Option<usize> {
+        match self {
+            Limit::NewTokens(_) => None,
+            Limit::Length(tokens) => Some(tokens),
+        }
+    }
+
+    /// The same, for an answer of `tokens` at most, which are granted whatever the length.
+    #[must_use]
+    pub fn at_most(self, tokens: usize) -> Limit {
+        Limit::NewTokens(self.tokens().min(tokens))
+    }
+
+    /// New tokens after this prompt.
+    fn after(self, prompt: &Embedded) -> Result<usize, Error> {
+        let tokens = prompt.input_ids.len();
+        match self {
+            Limit::NewTokens(limit) => Ok(limit),
+            Limit::Length(limit) if tokens < limit => Ok(limit - tokens),
+            Limit::Length(limit) => Err(Error::LongPrompt {
+                sample: prompt.id.clone(),
+                tokens,
+                limit,
+            }),
+        }
+    }
+}
+
+/// How answers are generated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// How long they may get.
+    pub limit: Limit,
+}
 
 /// An answer that was generated.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,19 +97,20 @@ pub struct Generated {
     pub stopped: bool,
 }
 
-/// Generates the answer to `sample`'s question, at most `max_new_tokens` long. `decoder` is open for
+/// Generates the answer to `sample`'s question, as long as `limit` lets it be. `decoder` is open for
 /// [`crate::graph::Outputs::Model`].
 ///
 /// # Errors
-/// The sample cannot be prepared, or the model fails.
+/// The sample cannot be prepared, its prompt leaves no room for an answer, or the model fails.
 pub fn greedy(
     lvlm: &mut Lvlm,
     decoder: &mut Decoder,
     sample: &Sample,
     gates: &Gates,
-    max_new_tokens: usize,
+    limit: Limit,
 ) -> Result<Generated, Error> {
     let prompt = lvlm.embed_as(sample, Form::Question)?;
+    let max_new_tokens = limit.after(&prompt)?;
     let mut position = prompt.next_position;
     let mut ids = Vec::new();
     let mut stopped = false;

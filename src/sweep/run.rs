@@ -23,7 +23,7 @@ use crate::files::Sha256;
 use crate::graph::Outputs;
 use crate::kvw::{self, Coefficients, Gates, LayerRange, Order, RuleKind};
 use crate::pipeline::{self, Model, gates_of};
-use crate::runtime::{Decoder, Engine, memory};
+use crate::runtime::{Decoder, Engine, generate, memory};
 
 /// Everything that a sweep needs but its points.
 pub struct Job<'a> {
@@ -51,8 +51,8 @@ pub struct Job<'a> {
     pub keep_norm: bool,
     /// Samples of each set to evaluate.
     pub limit: usize,
-    /// Longest answer, in tokens.
-    pub max_new_tokens: usize,
+    /// How answers are generated.
+    pub generation: generate::Options,
     /// Points to run at the same time, at most.
     pub jobs: usize,
 }
@@ -211,7 +211,7 @@ impl Job<'_> {
     fn forwards(&self, points: usize) -> (usize, usize) {
         let samples: usize = self.sets().map(|(_, set)| self.evaluated(set).len()).sum();
         let steps = self.forget.samples.len().saturating_mul(self.epochs);
-        let answers = samples.saturating_mul(self.max_new_tokens);
+        let answers = samples.saturating_mul(self.generation.limit.tokens());
         (
             steps
                 .saturating_mul(points)
@@ -236,10 +236,16 @@ impl Job<'_> {
             ("order".into(), order(self.order)),
             ("keep_norm".into(), self.keep_norm.to_string()),
             ("eval_limit".into(), self.limit.to_string()),
-            ("max_new_tokens".into(), self.max_new_tokens.to_string()),
+            (
+                "max_new_tokens".into(),
+                self.generation.limit.tokens().to_string(),
+            ),
             ("onnxruntime".into(), runtime("onnxruntime")),
             ("device".into(), runtime("device")),
         ]);
+        if let Some(length) = self.generation.limit.length() {
+            binding.insert("max_length".into(), length.to_string());
+        }
         for (name, set) in self.sets() {
             let digest = set.content_sha256().map_err(pipeline::Error::from)?;
             binding.insert(format!("set {name}"), digest);
@@ -397,7 +403,7 @@ impl<'a> Worker<'a> {
     fn evaluate(&mut self, gates: &Gates) -> Result<BTreeMap<String, Summary>, Error> {
         let mut summaries = BTreeMap::new();
         let sets = self.job.sets().map(|(_, set)| set);
-        let settings = Settings::new(self.job.max_new_tokens, sets);
+        let settings = Settings::new(self.job.generation, sets);
         for (name, set) in self.job.sets() {
             let measured = evaluate(
                 &mut self.model.lvlm,
