@@ -459,3 +459,18 @@ fn the_guide_lists_every_code_with_its_severity_and_meaning() {
         assert!(guide.contains(&line), "docs/ci.md lacks the line\n{line}");
     }
 }
+
+#[test]
+fn what_vouches_for_a_folder_is_no_change_of_its_model() {
+    let folder = copy();
+    let mut sign = kvw(folder.path());
+    sign.args(["sign", "kvw-demo/unlearned", "--original", "kvw-demo/model"]);
+    let output = sign.arg("--bill").output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{stderr}");
+    let (code, verdict) = check(folder.path(), &[]);
+    assert_eq!(codes(&verdict, "error"), BTreeSet::new(), "{verdict:#}");
+    assert_eq!(code, 0);
+    fs::write(folder.path().join("kvw-demo/unlearned/extra.json"), "{}").unwrap();
+    fails_with(folder.path(), &[], &["file-added"]);
+}

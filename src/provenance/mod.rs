@@ -35,6 +35,8 @@ pub const SIGNATURE: &str = "model.sig";
 pub const STATEMENT: &str = "kvw.intoto.jsonl";
 /// The bill of materials.
 pub const BOM: &str = "bom.cdx.json";
+/// All that [`sign()`] writes into a folder.
+pub const WRITTEN: [&str; 4] = [SUMS, STATEMENT, BOM, SIGNATURE];
 
 /// One file of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]

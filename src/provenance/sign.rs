@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::dsse::Envelope;
 use super::key::PrivateKey;
 use super::{
-    BOM, Error, Resource, SIGNATURE, STATEMENT, SUMS, cyclonedx, model_signing, slsa, sums,
+    BOM, Error, Resource, SIGNATURE, STATEMENT, SUMS, WRITTEN, cyclonedx, model_signing, slsa, sums,
 };
 use crate::bundle::{Bundle, Tree};
 use crate::edit::{self, Receipt};
@@ -53,9 +53,8 @@ pub fn sign(folder: &Path, options: &SignOptions<'_>) -> Result<Signed, Error> {
     if let Some(original) = options.original {
         compare(original, folder)?;
     }
-    let own = [SUMS, STATEMENT, BOM, SIGNATURE];
     // A signature of what was there before must not stay beside what is there now.
-    for name in own {
+    for name in WRITTEN {
         match std::fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(crate::files::Error::io("remove", &folder.join(name))(error).into());
@@ -107,15 +106,9 @@ fn compare(original: &Path, folder: &Path) -> Result<(), Error> {
         folder: original.to_owned(),
         file: file.to_owned(),
     };
-    let own = [SUMS, STATEMENT, BOM, SIGNATURE, RECEIPT];
-    let added = report
-        .added
-        .iter()
-        .find(|name| !own.contains(&name.as_str()));
-    let removed = report
-        .removed
-        .iter()
-        .find(|name| !own.contains(&name.as_str()));
+    let own = |name: &&String| name.as_str() == RECEIPT || WRITTEN.contains(&name.as_str());
+    let added = report.added.iter().find(|name| !own(name));
+    let removed = report.removed.iter().find(|name| !own(name));
     if let Some(file) = added.or(removed) {
         return Err(other(file));
     }

@@ -20,7 +20,7 @@ pub(in super::super) struct Point {
 }
 
 const LEFT: i32 = 66;
-const RIGHT: i32 = 18;
+const RIGHT: i32 = 22;
 const TOP: i32 = 10;
 const BOTTOM: i32 = 46;
 const HEIGHT: i32 = 340;
