@@ -11,7 +11,6 @@ use crate::bundle::{Bundle, OnnxFile, Tree, beside};
 use crate::edit::{self, RangeState, Receipt, RecheckedFile, diff, recheck, recheck_original};
 use crate::files::RECEIPT;
 use crate::onnx::{ByteSpan, Limits, ModelFile, Storage, tensors};
-use crate::provenance;
 
 /// Checks everything about the folder's bytes. Returns its receipt, if it has one.
 pub(super) fn check(
@@ -269,9 +268,7 @@ fn against_original(
             "is only in the original",
         ),
     ] {
-        // What vouches for the folder is no part of the model: `kvw verify` looks at it.
-        let of_model = |file: &&String| !provenance::WRITTEN.contains(&file.as_str());
-        for file in files.iter().filter(of_model) {
+        for file in files {
             findings.push(Finding::new(code, format!("{file}: {what}")).in_file(file));
         }
     }

@@ -21,7 +21,7 @@ use super::read::{Source, blocks, short};
 use super::receipt::{EditedFile, EditedRange, Receipt};
 use super::scale::Block;
 use crate::bundle::Tree;
-use crate::files::RECEIPT;
+use crate::files::{RECEIPT, VOUCHERS};
 use crate::onnx::{ByteSpan, DataType, Limits, ModelFile, tensors};
 
 /// The version of the report's format.
@@ -220,7 +220,7 @@ impl Side {
         self.tree
             .entries()
             .map(|entry| entry.relative.as_str())
-            .filter(|&name| name != RECEIPT)
+            .filter(|&name| name != RECEIPT && !VOUCHERS.contains(&name))
             .map(|name| self.label(name).to_owned())
             .collect()
     }

@@ -25,7 +25,7 @@ use std::path::{Path, PathBuf};
 pub use contain::{Contained, Root, open_beneath};
 pub use copy::{BegunCopy, Copied, Method, PatchTarget, copy_file, patch_file};
 pub use hash::{Sha256, Sha256Hasher};
-pub use new_folder::{RECEIPT, StagedFolder, write_atomic};
+pub use new_folder::{RECEIPT, StagedFolder, VOUCHERS, write_atomic};
 pub use space::available_bytes;
 
 /// What can go wrong while a file is read, copied or written.

@@ -29,6 +29,15 @@ use super::{Error, kind_of, space};
 /// The receipt that every output folder of this tool carries: what was done, to what, with what.
 pub const RECEIPT: &str = "kvw.json";
 
+/// What `kvw sign` writes into a folder: digests, statement, bill of materials, signature. It vouches for
+/// the model's bytes, and is no part of them.
+pub const VOUCHERS: [&str; 4] = [
+    "SHA256SUMS",
+    "kvw.intoto.jsonl",
+    "bom.cdx.json",
+    "model.sig",
+];
+
 const PARTIAL: &str = ".kvw-partial-";
 const REPLACED: &str = ".kvw-replaced-";
 

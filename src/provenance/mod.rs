@@ -27,17 +27,16 @@ pub use error::Error;
 pub use sign::{SignOptions, Signed, sign};
 pub use verify::{Finding, Verification, verify};
 
-/// Digests of every file that is there to be vouched for.
-pub const SUMS: &str = "SHA256SUMS";
-/// The signature over the folder.
-pub const SIGNATURE: &str = "model.sig";
-/// The statement of what was done.
-pub const STATEMENT: &str = "kvw.intoto.jsonl";
-/// The bill of materials.
-pub const BOM: &str = "bom.cdx.json";
-/// All that [`sign()`] writes into a folder.
-pub const WRITTEN: [&str; 4] = [SUMS, STATEMENT, BOM, SIGNATURE];
+use crate::files::VOUCHERS;
 
+/// Digests of every file that is there to be vouched for.
+pub const SUMS: &str = VOUCHERS[0];
+/// The statement of what was done.
+pub const STATEMENT: &str = VOUCHERS[1];
+/// The bill of materials.
+pub const BOM: &str = VOUCHERS[2];
+/// The signature over the folder.
+pub const SIGNATURE: &str = VOUCHERS[3];
 /// One file of a folder.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Resource {

@@ -7,11 +7,11 @@ use serde::Serialize;
 use super::dsse::Envelope;
 use super::key::PrivateKey;
 use super::{
-    BOM, Error, Resource, SIGNATURE, STATEMENT, SUMS, WRITTEN, cyclonedx, model_signing, slsa, sums,
+    BOM, Error, Resource, SIGNATURE, STATEMENT, SUMS, cyclonedx, model_signing, slsa, sums,
 };
 use crate::bundle::{Bundle, Tree};
 use crate::edit::{self, Receipt};
-use crate::files::{RECEIPT, Sha256, write_atomic};
+use crate::files::{RECEIPT, Sha256, VOUCHERS, write_atomic};
 
 /// How a folder is signed.
 #[derive(Default)]
@@ -54,7 +54,7 @@ pub fn sign(folder: &Path, options: &SignOptions<'_>) -> Result<Signed, Error> {
         compare(original, folder)?;
     }
     // A signature of what was there before must not stay beside what is there now.
-    for name in WRITTEN {
+    for name in VOUCHERS {
         match std::fs::remove_file(folder.join(name)) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 return Err(crate::files::Error::io("remove", &folder.join(name))(error).into());
@@ -106,10 +106,7 @@ fn compare(original: &Path, folder: &Path) -> Result<(), Error> {
         folder: original.to_owned(),
         file: file.to_owned(),
     };
-    let own = |name: &&String| name.as_str() == RECEIPT || WRITTEN.contains(&name.as_str());
-    let added = report.added.iter().find(|name| !own(name));
-    let removed = report.removed.iter().find(|name| !own(name));
-    if let Some(file) = added.or(removed) {
+    if let Some(file) = report.added.first().or(report.removed.first()) {
         return Err(other(file));
     }
     if let Some(range) = report.unchanged_planned_ranges.first() {
