@@ -150,6 +150,34 @@ fn a_file_that_is_added_or_removed_is_found() {
 }
 
 #[test]
+fn a_signature_is_not_handed_on_to_a_folder_that_is_edited_again() {
+    let desk = Desk::new();
+    let (private, public) = desk.key(7);
+    desk.sign(Some(&private));
+    let bundle = Bundle::open(&desk.out).unwrap();
+    let decoder = bundle.components(None).unwrap().decoder;
+    let identity = edit::identity_of(&bundle, decoder).unwrap();
+    let width = usize::try_from(identity.layers[0].d_ff).unwrap();
+    let gates = [(0, vec![0.25; width])].into();
+    let plan = EditPlan::new(&bundle, &gates, &identity).unwrap();
+    let again = desk.folder.path().join("again");
+    edit::apply(&bundle, &plan, &again, &edit::Options::default(), &|_| {}).unwrap();
+    for name in [SUMS, STATEMENT, BOM, SIGNATURE] {
+        assert!(
+            desk.out.join(name).exists() && !again.join(name).exists(),
+            "{name}"
+        );
+    }
+    assert!(again.join("config.json").exists());
+    // And whoever looks for one finds none, not a wrong one.
+    let verification = verify(&again, Some(&public));
+    assert!(
+        matches!(verification, Err(Error::Format { .. })),
+        "{verification:?}"
+    );
+}
+
+#[test]
 fn the_statement_names_the_original_the_data_and_the_plan() {
     let desk = Desk::new();
     desk.sign(None);

@@ -28,7 +28,9 @@ use super::scale::{Block, NotFinite};
 use super::splice;
 use super::verify::verify;
 use crate::bundle::{Bundle, Entry, Tree};
-use crate::files::{BegunCopy, Method, PatchTarget, RECEIPT, Sha256, Sha256Hasher, StagedFolder};
+use crate::files::{
+    BegunCopy, Method, PatchTarget, RECEIPT, Sha256, Sha256Hasher, StagedFolder, VOUCHERS,
+};
 use crate::onnx::ByteSpan;
 use crate::onnx::splice::Piece;
 
@@ -295,7 +297,8 @@ fn absolute(out: &Path) -> PathBuf {
     }
 }
 
-/// Every file of the output whose graph stays, with its length.
+/// Every file of the output whose graph stays, with its length. What vouches for the input vouches for no
+/// other folder, and is left behind.
 fn begin_copies<'t>(
     tree: &'t Tree,
     staged: &StagedFolder,
@@ -305,8 +308,9 @@ fn begin_copies<'t>(
         let mut files = files.iter().filter(|file| file.graph.is_some());
         files.any(|file| file.entry.relative == entry.relative)
     };
+    let left_behind = |name: &str| name == RECEIPT || VOUCHERS.contains(&name);
     tree.entries()
-        .filter(|entry| entry.relative != RECEIPT && !spliced(entry))
+        .filter(|entry| !left_behind(&entry.relative) && !spliced(entry))
         .map(|entry| {
             let copy = staged.begin_copy(&entry.path, &entry.relative)?;
             match copy.copied().bytes == entry.len {
