@@ -837,6 +837,107 @@ fn a_dry_run_writes_nothing() {
     assert_eq!(tree(&desk.work).len(), 0);
 }
 
+/// A plan that halves every knowledge vector of `model`, in a file.
+fn halving_plan(model: &Path, file: &Path) -> PathBuf {
+    let bundle = Bundle::open(model).unwrap();
+    let decoder = bundle.components(None).unwrap().decoder;
+    let identity = kvw::edit::identity_of(&bundle, decoder).unwrap();
+    let plan = kvw::kvw::Plan {
+        gates: (identity.layers.iter())
+            .map(|layer| (layer.layer, vec![0.5; layer.d_ff.try_into().unwrap()]))
+            .collect(),
+        rule: "kvw".into(),
+        parameters: Value::Null,
+        steps: 1,
+    };
+    kvw::kvw::save_plan(file, &plan, json!({"model": identity}), false).unwrap();
+    file.to_owned()
+}
+
+#[test]
+fn the_form_of_an_edit_is_the_one_that_was_asked_for_and_said() {
+    let plan = &made().plan;
+    for (choice, form, line) in [
+        (
+            "auto",
+            "columns",
+            "columns: layers 0, 1, 2, 3, 4, 5; costs nothing at inference",
+        ),
+        (
+            "columns",
+            "columns",
+            "columns: layers 0, 1, 2, 3, 4, 5; costs nothing at inference",
+        ),
+        (
+            "scales",
+            "scales",
+            "scales: layers 0, 1, 2, 3, 4, 5; costs nothing at inference",
+        ),
+        (
+            "mul",
+            "mul",
+            "mul, in the graph: layers 0, 1, 2, 3, 4, 5; costs one Mul of d_ff values per token at inference",
+        ),
+    ] {
+        let desk = Desk::new();
+        let mut command = desk.apply(&MODEL, plan);
+        let said = done(command.args(["--edit", choice, "--dry-run"]));
+        assert!(said.contains(line), "{choice}\n{said}");
+        assert_eq!(tree(&desk.work).len(), 0, "{choice}");
+        let said = done(desk.apply(&MODEL, plan).args(["--edit", choice]));
+        assert!(said.contains(line), "{choice}\n{said}");
+        let receipt = read_json(&desk.work.join("unlearned/kvw.json"));
+        let edits = receipt["edits"].as_array().unwrap();
+        assert_eq!(edits.len(), 6, "{choice}");
+        for edit in edits {
+            assert_eq!(edit["form"], form, "{choice}");
+            assert_eq!(edit["graph"], form == "mul", "{choice}");
+        }
+        let len = |folder: &Path| fs::metadata(folder.join(DECODER)).unwrap().len();
+        let grown = len(&desk.work.join("unlearned")) > len(&MODEL);
+        assert_eq!(grown, form == "mul", "{choice}");
+    }
+}
+
+#[test]
+fn a_form_that_does_not_fit_every_file_is_refused_with_file_layer_and_reason() {
+    let desk = Desk::new();
+    let model = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/edits/qwen2_vl");
+    let plan = halving_plan(&model, &desk.inputs.join("halves.plan"));
+    let refused = refuses(
+        desk.apply(&model, &plan).args(["--edit", "columns"]),
+        &[
+            "onnx/decoder_model_merged_bnb4.onnx",
+            "layer 0",
+            "columns: ",
+        ],
+    );
+    assert!(
+        !refused.contains("mul: "),
+        "only the form that was asked for\n{refused}"
+    );
+    let auto = done(desk.apply(&model, &plan).args(["--edit", "auto"]));
+    for line in [
+        "columns: layers 0, 1, 2; costs nothing",
+        "scales: layers 0, 1, 2; costs nothing",
+        "scales, in the graph: layers 0, 1, 2; costs nothing",
+    ] {
+        assert!(auto.contains(line), "{auto}");
+    }
+    for verb in ["apply", "unlearn"] {
+        let mut command = match verb {
+            "apply" => desk.apply(&model, &plan),
+            _ => desk.unlearn(&model),
+        };
+        command.args(["--edit", "rows"]);
+        fails(
+            2,
+            &mut command,
+            &["--edit", "expected auto, columns, scales or mul"],
+        );
+    }
+}
+
 #[test]
 fn an_existing_output_is_refused_without_force_and_replaced_with_it() {
     let desk = Desk::new();
