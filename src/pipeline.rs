@@ -71,14 +71,6 @@ pub enum Error {
         /// What differs.
         source: edit::Mismatch,
     },
-    /// A file of coefficients or gates that does not say which model it was made for.
-    #[error("{} does not say which model it was made for", path.display())]
-    NoIdentity {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What is wrong with its provenance.
-        source: serde_json::Error,
-    },
 }
 
 impl Error {
@@ -100,9 +92,6 @@ impl Error {
                 Some("the retain set holds what must be kept, and nothing of the forget set".into())
             }
             Error::OtherModel { .. } => Some("collect and weaken again, on this model".into()),
-            Error::NoIdentity { .. } => {
-                Some("pass a file that `kvw collect` or `kvw weaken` wrote".into())
-            }
         }
     }
 }
@@ -501,18 +490,6 @@ pub fn provenance(
     }))
 }
 
-/// The identity of the model that `provenance` (of the file `path`) was made for.
-///
-/// # Errors
-/// It holds none.
-pub fn identity_in(path: &Path, provenance: &serde_json::Value) -> Result<ModelIdentity, Error> {
-    let model = provenance.get("model").cloned().unwrap_or_default();
-    serde_json::from_value(model).map_err(|source| Error::NoIdentity {
-        path: path.to_owned(),
-        source,
-    })
-}
-
 /// Checks that the file `path`, with this provenance, was made for the model of `identity`.
 ///
 /// # Errors
@@ -522,7 +499,7 @@ pub fn check_identity(
     provenance: &serde_json::Value,
     identity: &ModelIdentity,
 ) -> Result<(), Error> {
-    let expected = identity_in(path, provenance)?;
+    let expected = edit::identity_in(path, provenance)?;
     edit::check(&expected, identity)
         .map(|_| ())
         .map_err(|source| Error::OtherModel {

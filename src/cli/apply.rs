@@ -7,13 +7,11 @@ use serde::Serialize;
 
 use super::outcome::Outcome;
 use super::printer::Printer;
-use super::weaken::describe;
 use crate::bundle::Bundle;
 use crate::edit::{
     self, Cost, EditForm, EditPlan, FormChoice, GraphEdit, MlpEdit, Receipt, TensorEdit,
 };
 use crate::kvw::{self, Plan};
-use crate::pipeline::{Error, identity_in};
 
 /// Write the unlearned model: fold a plan's gates into the weights
 ///
@@ -59,13 +57,12 @@ struct Applied<'a> {
 
 impl Apply {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
-        let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let (plan, provenance) = kvw::load_plan(&self.plan).map_err(Error::from)?;
-        let identity = identity_in(&self.plan, &provenance)?;
-        let edits =
-            EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit).map_err(Error::from)?;
+        let bundle = Bundle::open(&self.model)?;
+        let (plan, provenance) = kvw::load_plan(&self.plan)?;
+        let identity = edit::identity_in(&self.plan, &provenance)?;
+        let edits = EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit)?;
         let receipt = if self.dry_run {
-            edits.check_bytes(&bundle).map_err(Error::from)?;
+            edits.check_bytes(&bundle)?;
             None
         } else {
             let options = edit::Options {
@@ -73,10 +70,13 @@ impl Apply {
                 checksums: self.checksums,
                 plan: record(&plan, &provenance),
             };
-            Some(
-                edit::apply(&bundle, &edits, &self.output, &options, &|_| {})
-                    .map_err(Error::from)?,
-            )
+            Some(edit::apply(
+                &bundle,
+                &edits,
+                &self.output,
+                &options,
+                &|_| {},
+            )?)
         };
         let applied = Applied {
             output: &self.output,
@@ -159,4 +159,18 @@ pub(super) fn record(plan: &Plan, provenance: &serde_json::Value) -> serde_json:
         "data": of("data"),
         "runtime": of("runtime"),
     })
+}
+
+/// A plan in a line.
+pub(super) fn describe(plan: &Plan) -> String {
+    let summary = plan.summary();
+    format!(
+        "{} of {} knowledge vectors weakened in {} layers after {} steps, mean gate {:.3}, least {:.2e}",
+        summary.neurons,
+        summary.of_neurons,
+        summary.layers,
+        plan.steps,
+        summary.mean_gate,
+        summary.min_gate
+    )
 }

@@ -7,7 +7,6 @@ use clap::Args;
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::edit::{self, DiffReport};
-use crate::pipeline::Error;
 
 /// Compare two models byte by byte, and name the tensors that differ
 ///
@@ -25,7 +24,7 @@ pub(super) struct Diff {
 
 impl Diff {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
-        let report = edit::diff(&self.a, &self.b).map_err(Error::from)?;
+        let report = edit::diff(&self.a, &self.b)?;
         printer.result("diff", &report, || human(&report))?;
         Ok(if report.is_as_planned() {
             Outcome::Done

@@ -8,7 +8,6 @@ use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
 use crate::edit::{self, FileReport, Inspection};
-use crate::pipeline::Error;
 
 /// Show what a model is made of, and what can be weakened in it
 ///
@@ -22,8 +21,8 @@ pub(super) struct Inspect {
 
 impl Inspect {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
-        let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let inspection = edit::inspect(&bundle).map_err(Error::from)?;
+        let bundle = Bundle::open(&self.model)?;
+        let inspection = edit::inspect(&bundle)?;
         printer.result("inspect", &inspection, || human(&inspection))?;
         Ok(Outcome::Done)
     }

@@ -2,7 +2,34 @@
 
 use std::process::ExitCode;
 
-use crate::{edit, eval, kvw, pipeline, sweep};
+use crate::edit;
+
+/// One error of a chain.
+type Cause = dyn std::error::Error + 'static;
+
+/// Returns the hint of the first of these types that `$cause` is.
+macro_rules! first_of {
+    ($cause:expr, $($error:ty),+ $(,)?) => {
+        $(if let Some(error) = $cause.downcast_ref::<$error>() { return error.hint(); })+
+    };
+}
+
+#[cfg(feature = "runtime")]
+pub(super) mod runs;
+
+/// No run, no error of one.
+#[cfg(not(feature = "runtime"))]
+mod runs {
+    use super::Cause;
+
+    pub(super) fn failed(_: &Cause) -> bool {
+        false
+    }
+
+    pub(super) fn hint(_: &Cause) -> Option<String> {
+        None
+    }
+}
 
 /// How a verb ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,38 +52,15 @@ impl From<Outcome> for ExitCode {
     }
 }
 
-/// The edited model does not compute what the gated one computes.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the edited model is not the gated one: logits differ by {:.3e}, expected at most {:.0e} of the largest ({:.3e}) and a tenth of what the gates change ({:.3e})",
-    .0.max_difference, .0.tolerance, .0.max_logit, .0.effect
-)]
-pub(super) struct Disagreement(pub(super) eval::Agreement);
-
 /// Input that cannot be used is 2; a job that ran and whose result does not hold is 1.
 pub(super) fn of_error(error: &anyhow::Error) -> Outcome {
     let failed = error.chain().any(|cause| {
-        cause.is::<Disagreement>()
-            || cause
-                .downcast_ref::<pipeline::Error>()
-                .is_some_and(|error| match error {
-                    pipeline::Error::Edit(error) => verification(error),
-                    pipeline::Error::Kvw(error) => nothing(error),
-                    _ => false,
-                })
-            || cause
-                .downcast_ref::<edit::Error>()
-                .is_some_and(verification)
-            || cause.downcast_ref::<kvw::Error>().is_some_and(nothing)
-            || matches!(
-                cause.downcast_ref::<sweep::Error>(),
-                Some(sweep::Error::TargetMissed { .. })
-            )
+        let edit = cause.downcast_ref::<edit::Error>();
+        edit.is_some_and(verification) || runs::failed(cause)
     });
-    if failed {
-        Outcome::Failed
-    } else {
-        Outcome::BadInput
+    match failed {
+        true => Outcome::Failed,
+        false => Outcome::BadInput,
     }
 }
 
@@ -67,10 +71,6 @@ fn verification(error: &edit::Error) -> bool {
     )
 }
 
-fn nothing(error: &kvw::Error) -> bool {
-    matches!(error, kvw::Error::NothingWeakened { .. })
-}
-
 /// What the user can do about an error: the hints along its chain.
 pub(super) fn hints(error: &anyhow::Error) -> Vec<String> {
     let mut hints: Vec<String> = error.chain().filter_map(hint).collect();
@@ -78,33 +78,17 @@ pub(super) fn hints(error: &anyhow::Error) -> Vec<String> {
     hints
 }
 
-fn hint(cause: &(dyn std::error::Error + 'static)) -> Option<String> {
-    macro_rules! first_of {
-        ($($error:ty),+ $(,)?) => {
-            $(if let Some(error) = cause.downcast_ref::<$error>() { return error.hint(); })+
-        };
-    }
+fn hint(cause: &Cause) -> Option<String> {
     first_of!(
-        pipeline::Error,
+        cause,
         crate::bundle::Error,
-        crate::check::Error,
-        crate::dataset::Error,
         crate::edit::Error,
-        crate::eval::Error,
         crate::files::Error,
         crate::files::contain::Error,
         crate::graph::Error,
         crate::kvw::Error,
         crate::onnx::Error,
-        crate::preprocess::Error,
-        crate::probe::Error,
-        crate::report::Error,
         crate::provenance::Error,
-        crate::runtime::Error,
-        crate::runtime::device::Error,
-        crate::runtime::fetch::Error,
-        crate::runtime::locate::Error,
-        crate::sweep::Error,
     );
-    None
+    runs::hint(cause)
 }

@@ -1,12 +1,10 @@
 //! The one place that prints.
 
-use std::io::{self, IsTerminal, Write};
-use std::time::Duration;
+use std::io::{self, Write};
 
 use anstyle::{AnsiColor, Style};
 use clap::builder::{PossibleValue, PossibleValuesParser, TypedValueParser};
 use comfy_table::{ContentArrangement, Table, presets};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Serialize;
 
 use super::outcome;
@@ -96,20 +94,6 @@ impl Printer {
         }
         let _ = anstream::stderr().write_all(lines.as_bytes());
     }
-
-    /// A progress bar on standard error; silent where that is no terminal.
-    pub(super) fn progress(&self, what: &str, total: usize) -> Progress {
-        let bar = ProgressBar::new(total as u64);
-        if !io::stderr().is_terminal() {
-            bar.set_draw_target(ProgressDrawTarget::hidden());
-        }
-        if let Ok(style) = ProgressStyle::with_template("{msg:24} {bar:40} {pos}/{len} {eta}") {
-            bar.set_style(style);
-        }
-        bar.set_message(what.to_owned());
-        bar.enable_steady_tick(Duration::from_millis(200));
-        Progress(bar)
-    }
 }
 
 /// `value` with the version of its form and the verb in front. A value that has a version of its own
@@ -122,21 +106,6 @@ fn versioned(verb: &str, value: serde_json::Value) -> serde_json::Value {
         object.extend(fields);
     }
     object.into()
-}
-
-/// A progress bar that goes away when it is dropped.
-pub(super) struct Progress(ProgressBar);
-
-impl Progress {
-    pub(super) fn at(&self, done: usize) {
-        self.0.set_position(done as u64);
-    }
-}
-
-impl Drop for Progress {
-    fn drop(&mut self) {
-        self.0.finish_and_clear();
-    }
 }
 
 /// A table without lines, as wide as it needs.

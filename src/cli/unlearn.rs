@@ -7,17 +7,17 @@ use anyhow::Context as _;
 use clap::Args;
 use serde::Serialize;
 
-use super::apply::record;
+use super::apply::{describe, record};
 use super::arguments::{
     DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
     WeakenArguments, note_placement, refuse_existing, refuse_same_set,
 };
 use super::eval::{evaluated_sets, header, interval, show};
-use super::outcome::{Disagreement, Outcome};
+use super::outcome::Outcome;
+use super::outcome::runs::Disagreement;
 use super::printer::{Printer, table};
 use super::probe::{ControlArguments, described};
 use super::sweep::{Axes, Request, TargetArguments, line, remove_file};
-use super::weaken::describe;
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, EditPlan, FormChoice, ModelIdentity};

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 use serde::Serialize;
 
+use super::apply::describe;
 use super::arguments::{
     DataArguments, RuntimeArguments, WeakenArguments, note_placement, refuse_existing,
 };
@@ -12,7 +13,7 @@ use super::outcome::Outcome;
 use super::printer::Printer;
 use crate::bundle::Bundle;
 use crate::graph::Outputs;
-use crate::kvw::{self, Plan, PlanSummary, Rule};
+use crate::kvw::{self, PlanSummary, Rule};
 use crate::pipeline::{Error, Model, check_identity, provenance};
 
 /// Compute what to weaken, and by how much: a plan
@@ -113,18 +114,4 @@ impl Weaken {
         })?;
         Ok(Outcome::Done)
     }
-}
-
-/// A plan in a line.
-pub(super) fn describe(plan: &Plan) -> String {
-    let summary = plan.summary();
-    format!(
-        "{} of {} knowledge vectors weakened in {} layers after {} steps, mean gate {:.3}, least {:.2e}",
-        summary.neurons,
-        summary.of_neurons,
-        summary.layers,
-        plan.steps,
-        summary.mean_gate,
-        summary.min_gate
-    )
 }

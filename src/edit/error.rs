@@ -66,6 +66,14 @@ pub enum Error {
         /// Where they differ.
         mismatch: Mismatch,
     },
+    /// A file of coefficients or gates that does not say which model it was made for.
+    #[error("{} does not say which model it was made for", path.display())]
+    NoIdentity {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its provenance.
+        source: serde_json::Error,
+    },
     /// A layer that no form of edit fits.
     #[error(
         "{file}: layer {layer} cannot be edited at node '{node}' (weight '{tensor}'): {reason}"
@@ -217,6 +225,9 @@ impl Error {
                 "every decoder file is edited or none: `kvw inspect` lists which can be, and how. \
                  --edit mul fits most; a folder without the other variants can be edited too"
                     .to_owned()
+            }
+            Error::NoIdentity { .. } => {
+                "pass a file that `kvw collect` or `kvw weaken` wrote".to_owned()
             }
             Error::ReceiptVersion { .. } => "use the version of kvw that wrote it".to_owned(),
             Error::OtherModel { .. } => {

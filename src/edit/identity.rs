@@ -11,6 +11,7 @@
 //! The threshold, 0.98, lies far from both; measured numbers stand in docs/edits.md.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
@@ -348,4 +349,16 @@ fn correlation(a: &[f32], b: &[f32]) -> f64 {
         true => found,
         false => 0.0,
     }
+}
+
+/// The identity of the model that `provenance` (of the file `path`) was made for.
+///
+/// # Errors
+/// [`Error::NoIdentity`].
+pub fn identity_in(path: &Path, provenance: &serde_json::Value) -> Result<ModelIdentity, Error> {
+    let model = provenance.get("model").cloned().unwrap_or_default();
+    serde_json::from_value(model).map_err(|source| Error::NoIdentity {
+        path: path.to_owned(),
+        source,
+    })
 }

@@ -44,7 +44,9 @@ pub use apply::{Accept, Options, Progress, Stage, apply, apply_if, check_output}
 pub use diff::{DiffReport, diff};
 pub use error::Error;
 pub use form::{Cost, EditForm, FormChoice};
-pub use identity::{LayerIdentity, Match, Mismatch, ModelIdentity, check, identity, identity_of};
+pub use identity::{
+    LayerIdentity, Match, Mismatch, ModelIdentity, check, identity, identity_in, identity_of,
+};
 pub use inspect::{FileReport, Inspection, MlpReport, check_layers, inspect, mlps};
 pub use norms::column_norms;
 pub use plan::{EditPlan, GraphEdit, MlpEdit, TensorEdit, gates_digest};
