@@ -11,7 +11,7 @@
 
 pub mod collect;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use ndarray::{Array1, Axis};
@@ -20,8 +20,8 @@ use crate::bundle::{Bundle, OnnxFile, check_one_model};
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, ModelIdentity};
 use crate::eval::Agreement;
-use crate::graph::{Index, Mlp, Outputs, Tower};
-use crate::kvw::{self, Gates, LayerRange, Plan};
+use crate::graph::{Index, LayerId, Mlp, Outputs};
+use crate::kvw::{self, Gates, LayerRange, Layers, Plan};
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{self, Form, open_family};
 use crate::runtime::{self, Collector, Decoder, Engine, Lvlm, Towers, Work};
@@ -61,7 +61,7 @@ pub enum Error {
     #[error("layer {layer}: expected a float down projection to keep the norm of, found another")]
     NoNorms {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
     },
     /// A file of coefficients or gates that was made for another model.
     #[error("{} was made for another model", path.display())]
@@ -181,7 +181,7 @@ impl<'a> Model<'a> {
     /// # Errors
     /// A weight cannot be read.
     pub fn identity(&self) -> Result<ModelIdentity, Error> {
-        Ok(self.with_mlps(LayerRange::All, |mlps| {
+        Ok(self.with_mlps(LayerRange::All.into(), |mlps| {
             edit::identity(&self.model, &mlps.into_iter().cloned().collect::<Vec<_>>())
         })?)
     }
@@ -193,10 +193,11 @@ impl<'a> Model<'a> {
     /// refuses the model.
     pub fn decoder(
         &self,
-        layers: LayerRange,
+        layers: impl Into<Layers>,
         outputs: Outputs,
         forwards: usize,
     ) -> Result<Decoder, Error> {
+        let layers = layers.into();
         let work = Work::Forwards(forwards);
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
@@ -220,7 +221,7 @@ impl<'a> Model<'a> {
     fn completed(
         &self,
         mut decoder: Decoder,
-        layers: Option<LayerRange>,
+        layers: Option<Layers>,
         work: Work,
     ) -> Result<Decoder, Error> {
         if let Some((file, model)) = &self.decode {
@@ -257,11 +258,14 @@ impl<'a> Model<'a> {
     ///
     /// # Errors
     /// A weight is not a float matrix, or cannot be read.
-    pub fn column_norms(&self, layers: LayerRange) -> Result<BTreeMap<usize, Array1<f64>>, Error> {
-        self.with_mlps(layers, |mlps| {
+    pub fn column_norms(
+        &self,
+        layers: impl Into<Layers>,
+    ) -> Result<BTreeMap<LayerId, Array1<f64>>, Error> {
+        self.with_mlps(layers.into(), |mlps| {
             let mut norms = BTreeMap::new();
             for mlp in mlps {
-                let Some(layer) = mlp.layer else { continue };
+                let Some(layer) = mlp.id() else { continue };
                 let found = edit::column_norms(&self.model, mlp)?;
                 norms.insert(layer, found.ok_or(Error::NoNorms { layer })?);
             }
@@ -269,8 +273,8 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// Calls `f` with the language tower's MLPs of the layers `layers`.
-    fn with_mlps<T>(&self, layers: LayerRange, f: impl FnOnce(Vec<&Mlp<'_>>) -> T) -> T {
+    /// Calls `f` with the decoder file's MLPs of the layers `layers`.
+    fn with_mlps<T>(&self, layers: Layers, f: impl FnOnce(Vec<&Mlp<'_>>) -> T) -> T {
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
         f(of_layers(&mlps, layers))
@@ -373,31 +377,23 @@ impl<'a> Model<'a> {
     }
 }
 
-/// The language tower's MLPs of the layers `layers`.
-fn of_layers<'s, 'm>(mlps: &'s [Mlp<'m>], layers: LayerRange) -> Vec<&'s Mlp<'m>> {
+/// The MLPs of the layers `layers`.
+fn of_layers<'s, 'm>(mlps: &'s [Mlp<'m>], layers: Layers) -> Vec<&'s Mlp<'m>> {
     mlps.iter()
-        .filter(|mlp| mlp.tower == Tower::Language)
-        .filter(|mlp| mlp.layer.is_some_and(|layer| layers.contains(layer)))
+        .filter(|mlp| mlp.id().is_some_and(|layer| layers.contains(layer)))
         .collect()
 }
 
-/// Refuses a range that reaches past the language tower's layers: nobody asked for a part of it.
-fn check_range(layers: LayerRange, mlps: &[Mlp<'_>]) -> Result<(), kvw::Error> {
-    let found: BTreeSet<usize> = mlps
-        .iter()
-        .filter(|mlp| mlp.tower == Tower::Language)
-        .filter_map(|mlp| mlp.layer)
-        .collect();
-    match (layers, found.first(), found.last()) {
-        (LayerRange::Inclusive { start, end }, Some(&first), Some(&last))
-            if start < first || end > last =>
-        {
-            Err(kvw::Error::NoSuchLayer {
-                requested: layers.to_string(),
-                found: format!("layers {first}-{last}"),
-            })
-        }
-        _ => Ok(()),
+/// Refuses a range that reaches past a chosen tower's layers: nobody asked for a part of it.
+fn check_range(layers: Layers, mlps: &[Mlp<'_>]) -> Result<(), kvw::Error> {
+    let chosen = Layers::all_of(layers.towers);
+    let found = of_layers(mlps, chosen);
+    match layers.range.check(found.into_iter().filter_map(Mlp::id)) {
+        Ok(()) => Ok(()),
+        Err(found) => Err(kvw::Error::NoSuchLayer {
+            requested: layers.range.to_string(),
+            found,
+        }),
     }
 }
 
@@ -413,7 +409,7 @@ pub fn compare(
     edited: &mut Decoder,
     samples: &[Sample],
 ) -> Result<Agreement, Error> {
-    let tolerance = original.with_mlps(LayerRange::All, |mlps| {
+    let tolerance = original.with_mlps(LayerRange::All.into(), |mlps| {
         edit::tolerance(&original.model, &mlps)
     });
     let mut agreement = Agreement {

@@ -165,7 +165,7 @@ fn retain_coefficients_are_pytorchs_over_the_same_tokens() {
     assert_eq!(expected.len(), run.retain.layers.len());
     for layer in 0..expected.len() {
         let expected = &expected[&format!("layers.{layer}.coefficient")];
-        let found = deviation(run.retain.mean(layer).unwrap(), expected);
+        let found = deviation(run.retain.mean(layer.into()).unwrap(), expected);
         println!("layer {layer}: coefficients within {found:.1e}");
         assert!(found < RETAIN_COEFFICIENT, "layer {layer}: {found:.2e}");
     }

@@ -15,6 +15,7 @@ use kvw::edit::{
     self, Cost, DiffReport, EditForm, EditPlan, Error, FormChoice, Match, Mismatch, ModelIdentity,
     Options, Receipt,
 };
+use kvw::graph::LayerId;
 use kvw::onnx::schema::tensor_proto::DataLocation;
 use kvw::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, StringStringEntryProto,
@@ -245,13 +246,16 @@ fn identity_of(folder: &Path, name: &str) -> ModelIdentity {
     edit::identity_of(&bundle, file).unwrap()
 }
 
-fn gates_for(spec: &Spec, gate: impl Fn(usize, usize) -> f32) -> BTreeMap<usize, Vec<f32>> {
+fn gates_for(spec: &Spec, gate: impl Fn(usize, usize) -> f32) -> BTreeMap<LayerId, Vec<f32>> {
     (0..spec.layers)
-        .map(|layer| (layer, (0..spec.d_ff).map(|j| gate(layer, j)).collect()))
+        .map(|layer| {
+            let gates = (0..spec.d_ff).map(|j| gate(layer, j));
+            (layer.into(), gates.collect())
+        })
         .collect()
 }
 
-fn plan(folder: &Path, gates: &BTreeMap<usize, Vec<f32>>) -> Result<EditPlan, Error> {
+fn plan(folder: &Path, gates: &BTreeMap<LayerId, Vec<f32>>) -> Result<EditPlan, Error> {
     EditPlan::new(
         &Bundle::open(folder).unwrap(),
         gates,
@@ -266,7 +270,7 @@ fn run(folder: &Path, plan: &EditPlan, out: &Path) -> Result<Receipt, Error> {
 
 fn plan_and_run(
     folder: &Path,
-    gates: &BTreeMap<usize, Vec<f32>>,
+    gates: &BTreeMap<LayerId, Vec<f32>>,
     out: &Path,
 ) -> Result<Receipt, Error> {
     run(folder, &plan(folder, gates)?, out)
@@ -353,7 +357,7 @@ proptest! {
         let (temp, folder) = folder_with(&[(DECODER, spec.clone())]);
         let out = temp.path().join("out");
         let mut gates = gates_for(&spec, |layer, j| drawn[(layer * 40 + j) % 120]);
-        gates.entry(0).or_default()[0] = 0.5;
+        gates.entry(0.into()).or_default()[0] = 0.5;
         let plan = plan(&folder, &gates).unwrap();
         plan.check_bytes(&Bundle::open(&folder).unwrap()).unwrap();
         let receipt = run(&folder, &plan, &out).unwrap();
@@ -378,7 +382,7 @@ proptest! {
             let after = down_values(&out, DECODER, &tensor);
             for (at, (&w, &new)) in before.iter().zip(&after).enumerate() {
                 let j = if spec.transposed { at % spec.d_ff } else { at / spec.d_model };
-                let gate = gates[&layer][j];
+                let gate = gates[&layer.into()][j];
                 let exact = f64::from(w) * f64::from(gate);
                 // Half a unit in the last place; the least subnormal of float16 is 2^-24.
                 let unit = match spec.dtype {
@@ -644,17 +648,17 @@ fn gates_that_do_not_fit_are_refused() {
     let spec = Spec::default();
     let (_temp, folder) = folder_with(&[(DECODER, spec.clone())]);
     let mut gates = gates_for(&spec, |_, _| 0.5);
-    gates.insert(1, vec![0.5; 23]);
+    gates.insert(1.into(), vec![0.5; 23]);
     let error = plan(&folder, &gates).unwrap_err();
     assert!(
         matches!(
             error,
             Error::GateCount {
-                layer: 1,
+                layer,
                 expected: 24,
                 found: 23,
                 ..
-            }
+            } if layer == LayerId::language(1)
         ),
         "{error}"
     );
@@ -666,13 +670,13 @@ fn gates_that_do_not_fit_are_refused() {
         assert!(matches!(
             error,
             Err(Error::Gate {
-                layer: 1,
+                layer,
                 neuron: 3,
                 ..
-            })
+            }) if layer == LayerId::language(1)
         ));
     }
-    let gates = BTreeMap::from([(7, vec![0.5; 24])]);
+    let gates = BTreeMap::from([(7.into(), vec![0.5; 24])]);
     assert!(matches!(plan(&folder, &gates), Err(Error::Layers { .. })));
 }
 

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 use kvw::bundle::{Bundle, OnnxFile};
 use kvw::edit::{self, EditForm, EditPlan, Error, FormChoice, ModelIdentity};
-use kvw::graph::{Index, Mlp, Outputs, Tower};
+use kvw::graph::{Index, LayerId, Mlp, Outputs, Tower};
 use kvw::kvw::Gates;
 use kvw::onnx::{Limits, ModelFile};
 use kvw::runtime::{Decoder, Engine, Work};
@@ -32,7 +32,7 @@ fn single(name: &str) -> PathBuf {
 }
 
 /// Some 0, some 1, the others in between; layer 2 is not named.
-fn gates() -> BTreeMap<usize, Vec<f32>> {
+fn gates() -> BTreeMap<LayerId, Vec<f32>> {
     let gate = |(j, g): (usize, f32)| match j % 7 {
         0 => 0.0,
         1 => 1.0,
@@ -41,7 +41,7 @@ fn gates() -> BTreeMap<usize, Vec<f32>> {
     (0..LAYERS - 1)
         .map(|layer| {
             (
-                layer,
+                layer.into(),
                 noise(layer as u64)
                     .take(D_FF)
                     .enumerate()

@@ -384,7 +384,7 @@ proptest! {
         let identity = edit::identity_of(&bundle, &bundle.files()[0]).unwrap();
         let plan = EditPlan::in_form(
             &bundle,
-            &[(0, gates.clone())].into(),
+            &[(0.into(), gates.clone())].into(),
             &identity,
             FormChoice::Only(EditForm::Scales),
         );

@@ -240,7 +240,7 @@ fn patched(name: &str, outputs: Outputs) -> (String, ModelProto) {
     let mlps = find(&index, Some(Tower::Language));
     let mlps: Vec<&Mlp<'_>> = mlps.iter().collect();
     let patch = Patch::plan(&model, &mlps, outputs).unwrap();
-    assert_eq!(patch.layers(), [(0, 384), (1, 384), (2, 384)]);
+    assert_eq!(patch.layers(), [0, 1, 2].map(|layer| (layer.into(), 384)));
     (patch.to_string(), patch.apply(&model))
 }
 

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use kvw::graph::mlp::find;
 use kvw::graph::{
-    Index, Mlp, Moment, Outputs, Patch, Tower, gate_name, hidden_name, session, sum_name,
+    Index, LayerId, Mlp, Moment, Outputs, Patch, Tower, gate_name, hidden_name, session, sum_name,
 };
 use kvw::onnx::{DataType, Limits, ModelFile, tensors};
 use kvw::runtime::{Engine, Work};
@@ -71,7 +71,7 @@ impl Golden {
     fn inputs(
         &self,
         session: &Session,
-        gates: &BTreeMap<usize, Vec<f32>>,
+        gates: &BTreeMap<LayerId, Vec<f32>>,
     ) -> Vec<(String, SessionInputValue<'static>)> {
         let tensors = self.tensors();
         let mut inputs = Vec::new();
@@ -154,9 +154,9 @@ fn goldens(folder: &Path, exports: &Path) -> Vec<Golden> {
 fn run(
     engine: &Engine,
     golden: &Golden,
-    layers: &[usize],
+    layers: &[LayerId],
     outputs: Outputs,
-    gates: &BTreeMap<usize, Vec<f32>>,
+    gates: &BTreeMap<LayerId, Vec<f32>>,
 ) -> BTreeMap<String, Vec<f32>> {
     let model = ModelFile::open(&golden.export, &Limits::default()).unwrap();
     let index = Index::new(model.graph());
@@ -164,10 +164,10 @@ fn run(
     let chosen: Vec<&Mlp<'_>> = mlps
         .iter()
         .filter(|mlp| mlp.tower == Tower::Language)
-        .filter(|mlp| mlp.layer.is_some_and(|layer| layers.contains(&layer)))
+        .filter(|mlp| mlp.id().is_some_and(|layer| layers.contains(&layer)))
         .collect();
     let patch = Patch::plan(&model, &chosen, outputs).unwrap_or_else(|e| panic!("{e}"));
-    let found: Vec<usize> = patch.layers().into_iter().map(|(layer, _)| layer).collect();
+    let found: Vec<LayerId> = patch.layers().into_iter().map(|(layer, _)| layer).collect();
     assert_eq!(found, layers, "{}", golden.export.display());
     let graph = session::encode(&model, patch.apply(&model)).unwrap();
     // With weights rearranged, as by default: `MatMulNBits` with `accuracy_level` 4 computes in int8 only
@@ -207,10 +207,10 @@ fn kept(logits: &[f32], expected: &TensorView<'_>) -> Vec<f32> {
 
 fn check(engine: &Engine, golden: &Golden) {
     let name = golden.export.display();
-    let layers = golden.layers();
-    let gate = |layer: usize| golden.floats(&format!("layers.{layer}.gate"));
-    let gates: BTreeMap<usize, Vec<f32>> = layers.iter().map(|&l| (l, gate(l))).collect();
-    let ones: BTreeMap<usize, Vec<f32>> = gates
+    let layers: Vec<LayerId> = golden.layers().into_iter().map(LayerId::from).collect();
+    let gate = |layer: LayerId| golden.floats(&format!("layers.{layer}.gate"));
+    let gates: BTreeMap<LayerId, Vec<f32>> = layers.iter().map(|&l| (l, gate(l))).collect();
+    let ones: BTreeMap<LayerId, Vec<f32>> = gates
         .iter()
         .map(|(&l, g)| (l, vec![1.0; g.len()]))
         .collect();

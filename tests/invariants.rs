@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use kvw::bundle::Bundle;
 use kvw::dataset::read_jsonl;
 use kvw::edit::{self, EditPlan};
-use kvw::graph::{Moment, Outputs};
+use kvw::graph::{LayerId, Moment, Outputs};
 use kvw::kvw::{
     Coefficients, Gates, KnowledgeVectorWeakening, Plan, collect, save_coefficients, save_plan,
     weaken,
@@ -129,7 +129,7 @@ fn gated_is_edited(
     tolerance: f64,
     engine: &Engine,
     bundle: &Bundle,
-    gates: &BTreeMap<usize, Vec<f32>>,
+    gates: &BTreeMap<LayerId, Vec<f32>>,
     samples: &[Embedded],
 ) {
     let scratch = tempfile::tempdir().unwrap();
@@ -183,9 +183,12 @@ fn running_with_gates_is_running_the_edited_float32_model() {
     }
 }
 
-fn noisy_gates(layers: &[usize], d_ff: usize) -> BTreeMap<usize, Vec<f32>> {
+fn noisy_gates(layers: &[usize], d_ff: usize) -> BTreeMap<LayerId, Vec<f32>> {
     let gates = |layer: usize| noise(100 + layer as u64).take(d_ff).collect();
-    layers.iter().map(|&layer| (layer, gates(layer))).collect()
+    layers
+        .iter()
+        .map(|&layer| (layer.into(), gates(layer)))
+        .collect()
 }
 
 #[test]
@@ -246,7 +249,7 @@ fn apply_changes_only_the_planned_bytes() {
             *gate = 1.0;
         }
         let spare = (0..3).find(|layer| !layers.contains(layer)).unwrap();
-        gates.insert(spare, vec![1.0; d_ff]);
+        gates.insert(spare.into(), vec![1.0; d_ff]);
 
         let decoder = bundle.components(None).unwrap().decoder;
         let identity = edit::identity_of(&bundle, decoder).unwrap();
@@ -300,7 +303,7 @@ fn apply_changes_only_the_planned_bytes() {
 #[test]
 fn gates_of_one_write_nothing() {
     let bundle = open("llava");
-    let gates = (0..3).map(|layer| (layer, vec![1.0; 384])).collect();
+    let gates = (0..3).map(|layer| (layer.into(), vec![1.0; 384])).collect();
     let scratch = tempfile::tempdir().unwrap();
     let error = apply(&bundle, &gates, &scratch.path().join("out")).unwrap_err();
     assert!(
@@ -383,7 +386,7 @@ fn a_batch_of_two_counts_what_two_batches_of_one_count() {
             source: &mut source,
             decoder: &mut decoder,
         };
-        let gates: Gates = [(1, ndarray::Array1::from_elem(384, 0.5))].into();
+        let gates: Gates = [(1.into(), ndarray::Array1::from_elem(384, 0.5))].into();
         let mut by = |batch| {
             collect(
                 &mut forward,
@@ -511,7 +514,7 @@ fn a_non_finite_activation_fails_and_writes_nothing() {
                     &bundle,
                     &retain,
                     &forget,
-                    |error| matches!(error, Error::NonFinite { layer: 1, samples, .. } if samples.contains("retain 0")),
+                    |error| matches!(error, Error::NonFinite { layer, samples, .. } if *layer == 1.into() && samples.contains("retain 0")),
                 );
             }
         }

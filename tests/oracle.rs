@@ -103,8 +103,12 @@ fn agrees(model: &str, inputs: &str, bundle: &Bundle, run: &Run) {
     for step in &run.steps {
         for layer in 1..=2 {
             let name = |what: &str| format!("{what}.{}.{layer}", step.index);
-            add(&mut forget, name("kc_f"), &single(&step.forget[&layer]));
-            let found = single(&step.gates[&layer]);
+            add(
+                &mut forget,
+                name("kc_f"),
+                &single(&step.forget[&layer.into()]),
+            );
+            let found = single(&step.gates[&layer.into()]);
             add(&mut gates, name("gate"), &found);
             weakened += found.iter().filter(|&&gate| gate < 0.9).count();
         }
@@ -118,7 +122,7 @@ fn agrees(model: &str, inputs: &str, bundle: &Bundle, run: &Run) {
         add(&mut cumulative, format!("cum_gate.{layer}"), &found);
     }
     // The oracle leaves layer 0 alone, and so do we.
-    assert!(!run.plan.gates.contains_key(&0));
+    assert!(!run.plan.gates.contains_key(&0.into()));
     let untouched = expected.floats("cum_gate.0");
     assert!(untouched.iter().all(|&gate| gate == 1.0));
 
@@ -237,7 +241,11 @@ fn the_sums_in_the_graph_are_those_of_the_raw_activations() {
         ] {
             let mut sums = decoder(&engine, &bundle, Some(Outputs::Sums(moment)));
             // With gates: h of a layer is read before its own gate, behind those of the layers below.
-            let gates: Gates = [(1, Array1::from_elem(384, 0.25)), (2, Array1::zeros(384))].into();
+            let gates: Gates = [
+                (1.into(), Array1::from_elem(384, 0.25)),
+                (2.into(), Array1::zeros(384)),
+            ]
+            .into();
             let mut worst = 0.0;
             for sample in exact_samples(model, "forget") {
                 let sample = source.embed(&sample).unwrap();

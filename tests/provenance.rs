@@ -158,7 +158,7 @@ fn a_signature_is_not_handed_on_to_a_folder_that_is_edited_again() {
     let decoder = bundle.components(None).unwrap().decoder;
     let identity = edit::identity_of(&bundle, decoder).unwrap();
     let width = usize::try_from(identity.layers[0].d_ff).unwrap();
-    let gates = [(0, vec![0.25; width])].into();
+    let gates = [(0.into(), vec![0.25; width])].into();
     let plan = EditPlan::new(&bundle, &gates, &identity).unwrap();
     let again = desk.folder.path().join("again");
     edit::apply(&bundle, &plan, &again, &edit::Options::default(), &|_| {}).unwrap();

@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use kvw::bundle::Bundle;
 use kvw::edit::mlps;
-use kvw::graph::{Index, Mlp, Moment, Outputs, Tower};
+use kvw::graph::{Index, LayerId, Mlp, Moment, Outputs, Tower};
 use kvw::kvw::Gates;
 use kvw::onnx::{Limits, ModelFile};
 use kvw::preprocess::PositionIds;
@@ -193,7 +193,7 @@ pub(crate) fn sample(seed: u64) -> Embedded {
 
 /// Gates of 0.5 in every layer: as much work as any others.
 pub(crate) fn half(decoder: &Decoder) -> Gates {
-    let gates = |&(layer, d_ff): &(usize, usize)| (layer, Array1::from_elem(d_ff, 0.5));
+    let gates = |&(layer, d_ff): &(LayerId, usize)| (layer, Array1::from_elem(d_ff, 0.5));
     decoder.layers().iter().map(gates).collect()
 }
 

@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::path::Path;
 
 use anyhow::Result;
-use kvw::graph::Moment;
+use kvw::graph::{LayerId, Moment};
 use kvw::kvw::{
     Forward, Gates, KnowledgeVectorWeakening, LayerRange, Options, Order, Sums, collect, weaken,
 };
@@ -110,7 +110,7 @@ struct Counted<'a> {
 impl Forward for Counted<'_> {
     type Sample = Embedded;
 
-    fn layers(&self) -> &[(usize, usize)] {
+    fn layers(&self) -> Vec<(LayerId, usize)> {
         self.inner.layers()
     }
 

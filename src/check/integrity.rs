@@ -10,6 +10,7 @@ use super::{Code, Error, Finding, Policy, Subject, Verdict};
 use crate::bundle::{Bundle, OnnxFile, Tree, beside};
 use crate::edit::{self, RangeState, Receipt, RecheckedFile, diff, recheck, recheck_original};
 use crate::files::RECEIPT;
+use crate::graph::LayerId;
 use crate::onnx::{ByteSpan, Limits, ModelFile, Storage, tensors};
 
 /// Checks everything about the folder's bytes. Returns its receipt, if it has one.
@@ -168,7 +169,7 @@ fn decoders(
     let mut findings = Vec::new();
     let of_edits = receipt.edits.iter().map(|edit| edit.layer);
     let of_ranges = receipt.files.iter().flat_map(|file| &file.ranges);
-    let layers: BTreeSet<usize> = of_edits.chain(of_ranges.map(|range| range.layer)).collect();
+    let layers: BTreeSet<LayerId> = of_edits.chain(of_ranges.map(|range| range.layer)).collect();
     let mut count = 0;
     for decoder in bundle.decoders() {
         count += 1;
@@ -205,7 +206,7 @@ fn decoders(
 
 /// The layers of `decoder` that the receipt names: by ranges in the file itself or in the external data
 /// of one of its tensors, or by a change of its graph.
-fn edited_layers(decoder: &OnnxFile, receipt: &Receipt) -> Result<BTreeSet<usize>, Error> {
+fn edited_layers(decoder: &OnnxFile, receipt: &Receipt) -> Result<BTreeSet<LayerId>, Error> {
     let model = ModelFile::open(&decoder.path, &Limits::default()).map_err(edit::Error::from)?;
     let mut data: BTreeMap<String, Vec<ByteSpan>> = BTreeMap::new();
     for tensor in tensors(model.proto()) {
@@ -220,7 +221,7 @@ fn edited_layers(decoder: &OnnxFile, receipt: &Receipt) -> Result<BTreeSet<usize
         files.any(|file| file.path == path && !file.inserted.is_empty())
     };
     let edits = receipt.edits.iter();
-    let mut layers: BTreeSet<usize> = edits
+    let mut layers: BTreeSet<LayerId> = edits
         .filter(|edit| edit.graph && edit.file == decoder.relative && rewritten(&edit.file))
         .map(|edit| edit.layer)
         .collect();

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::arguments::refuse_existing;
 use super::outcome::Outcome;
 use super::printer::Printer;
+use crate::graph::LayerId;
 use crate::kvw;
 use crate::pipeline::Error;
 
@@ -36,7 +37,7 @@ struct Merged {
     parts: usize,
     samples: u64,
     tokens: f64,
-    layers: Vec<usize>,
+    layers: Vec<LayerId>,
 }
 
 impl Merge {

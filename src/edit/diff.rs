@@ -22,6 +22,7 @@ use super::receipt::{EditedFile, EditedRange, Receipt};
 use super::scale::Block;
 use crate::bundle::Tree;
 use crate::files::{RECEIPT, VOUCHERS};
+use crate::graph::LayerId;
 use crate::onnx::{ByteSpan, DataType, Limits, ModelFile, tensors};
 
 /// The version of the report's format.
@@ -96,7 +97,7 @@ pub struct PlannedRange {
     /// The tensor's name.
     pub tensor: String,
     /// Decoder layer.
-    pub layer: usize,
+    pub layer: LayerId,
     /// The bytes.
     #[serde(flatten)]
     pub span: ByteSpan,

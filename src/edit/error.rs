@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use super::identity::Mismatch;
+use crate::graph::LayerId;
 use crate::onnx::ByteSpan;
 
 /// Why a plan was not made, or not applied.
@@ -30,7 +31,7 @@ pub enum Error {
     #[error("gate of layer {layer}, neuron {neuron}: expected a finite number, found {found}")]
     Gate {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// Index of the knowledge vector.
         neuron: usize,
         /// The gate.
@@ -42,7 +43,7 @@ pub enum Error {
         /// The decoder file.
         file: String,
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// `d_ff`.
         expected: u64,
         /// The number of gates.
@@ -82,7 +83,7 @@ pub enum Error {
         /// The decoder file.
         file: String,
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// The down projection's node.
         node: String,
         /// Its weight.
@@ -110,7 +111,7 @@ pub enum Error {
         /// The file.
         file: String,
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// The weight.
         tensor: String,
     },

@@ -19,7 +19,7 @@ use super::weights::Weights;
 use super::{Error, inspect};
 use crate::bundle::{Bundle, OnnxFile};
 use crate::files::{Sha256, Sha256Hasher};
-use crate::graph::{Index, Mlp, Tower};
+use crate::graph::{Index, LayerId, Mlp, Tower};
 use crate::onnx::{DataType, Limits, ModelFile};
 
 /// The least correlation of two sketches of one matrix.
@@ -45,7 +45,7 @@ pub struct ModelIdentity {
 #[serde(deny_unknown_fields)]
 pub struct LayerIdentity {
     /// Decoder layer.
-    pub layer: usize,
+    pub layer: LayerId,
     /// Number of knowledge vectors.
     pub d_ff: u64,
     /// Width of the residual stream.
@@ -77,18 +77,18 @@ pub enum Match {
 #[non_exhaustive]
 pub enum Mismatch {
     /// Another set of layers.
-    #[error("expected layers {expected:?}, found {found:?}")]
+    #[error("expected layers {}, found {}", listed(expected), listed(found))]
     Layers {
         /// The plan's.
-        expected: Vec<usize>,
+        expected: Vec<LayerId>,
         /// The file's.
-        found: Vec<usize>,
+        found: Vec<LayerId>,
     },
     /// Another shape.
     #[error("layer {layer}: expected d_ff × d_model {}×{}, found {}×{}", expected.0, expected.1, found.0, found.1)]
     Shape {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// The plan's `(d_ff, d_model)`.
         expected: (u64, u64),
         /// The file's.
@@ -98,7 +98,7 @@ pub enum Mismatch {
     #[error("layer {layer}: expected W_down with sha256 {expected}, found {found}")]
     Bytes {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// The plan's digest.
         expected: Sha256,
         /// The file's.
@@ -108,7 +108,7 @@ pub enum Mismatch {
     #[error("layer {layer}: W_down cannot be compared with the plan's: {reason}")]
     Opaque {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// Why not.
         reason: String,
     },
@@ -118,7 +118,7 @@ pub enum Mismatch {
     )]
     Sketch {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// The least correlation.
         expected: f64,
         /// The correlation.
@@ -133,9 +133,9 @@ pub enum Mismatch {
 /// A weight cannot be read.
 pub fn identity(model: &ModelFile, mlps: &[Mlp<'_>]) -> Result<ModelIdentity, Error> {
     use rayon::prelude::*;
-    let mut first: BTreeMap<usize, &Mlp<'_>> = BTreeMap::new();
+    let mut first: BTreeMap<LayerId, &Mlp<'_>> = BTreeMap::new();
     for mlp in mlps.iter().filter(|mlp| mlp.tower == Tower::Language) {
-        if let Some(layer) = mlp.layer {
+        if let Some(layer) = mlp.id() {
             first.entry(layer).or_insert(mlp);
         }
     }
@@ -192,10 +192,16 @@ fn same_storage(plan: &LayerIdentity, dtype: DataType, axis: Option<usize>) -> b
         && (plan.axis == axis || plan.axis.is_none() || axis.is_none())
 }
 
+/// Layers by name.
+pub(super) fn listed(layers: &[LayerId]) -> String {
+    let layers: Vec<String> = layers.iter().map(LayerId::to_string).collect();
+    format!("[{}]", layers.join(", "))
+}
+
 /// Layers and shapes only.
 fn check_shapes(plan: &ModelIdentity, file: &ModelIdentity) -> Result<(), Mismatch> {
     let numbers = |identity: &ModelIdentity| identity.layers.iter().map(|l| l.layer).collect();
-    let (expected, found): (Vec<usize>, Vec<usize>) = (numbers(plan), numbers(file));
+    let (expected, found): (Vec<LayerId>, Vec<LayerId>) = (numbers(plan), numbers(file));
     if expected != found {
         return Err(Mismatch::Layers { expected, found });
     }
@@ -256,7 +262,11 @@ pub(super) fn check_layer(
     Ok(check_sketch(plan, &sketch, threshold).map(|()| same.then_some(plan.sha256)))
 }
 
-fn layer_identity(model: &ModelFile, mlp: &Mlp<'_>, layer: usize) -> Result<LayerIdentity, Error> {
+fn layer_identity(
+    model: &ModelFile,
+    mlp: &Mlp<'_>,
+    layer: LayerId,
+) -> Result<LayerIdentity, Error> {
     let tensor = mlp.down().weight.tensor;
     let weights = Weights::open(model, mlp.down())?.ok();
     let (axis, sha256, sketch) = match &weights {

@@ -21,7 +21,7 @@ use super::scale::Scaling;
 use super::{Error, Mismatch};
 use crate::bundle::{Bundle, OnnxFile, Role, beside, check_one_model};
 use crate::files::{Sha256, Sha256Hasher};
-use crate::graph::{Index, Mlp, Tower};
+use crate::graph::{Index, LayerId, Mlp, Tower};
 use crate::onnx::schema::TensorProto;
 use crate::onnx::splice::Splice;
 use crate::onnx::{ByteSpan, DataType, Limits, ModelFile, Storage, tensors};
@@ -34,7 +34,7 @@ pub struct TensorEdit {
     /// The tensor's name.
     pub tensor: String,
     /// Decoder layer.
-    pub layer: usize,
+    pub layer: LayerId,
     /// The form of the edit.
     pub form: EditForm,
     /// The bytes in that file.
@@ -78,7 +78,7 @@ pub struct MlpEdit {
     /// The decoder file, relative to the model folder.
     pub file: String,
     /// Decoder layer.
-    pub layer: usize,
+    pub layer: LayerId,
     /// The down projection's node; may be empty.
     pub node: String,
     /// The form of the edit.
@@ -123,7 +123,7 @@ impl EditPlan {
     /// Those of [`EditPlan::in_form`].
     pub fn new(
         bundle: &Bundle,
-        gates: &BTreeMap<usize, Vec<f32>>,
+        gates: &BTreeMap<LayerId, Vec<f32>>,
         identity: &ModelIdentity,
     ) -> Result<EditPlan, Error> {
         EditPlan::in_form(bundle, gates, identity, FormChoice::Auto)
@@ -142,7 +142,7 @@ impl EditPlan {
     /// else uses too.
     pub fn in_form(
         bundle: &Bundle,
-        gates: &BTreeMap<usize, Vec<f32>>,
+        gates: &BTreeMap<LayerId, Vec<f32>>,
         identity: &ModelIdentity,
         choice: FormChoice,
     ) -> Result<EditPlan, Error> {
@@ -281,8 +281,8 @@ impl TensorEdit {
 #[allow(clippy::float_cmp)] // Exactly 1 is what changes nothing.
 fn effective(
     bundle: &Bundle,
-    gates: &BTreeMap<usize, Vec<f32>>,
-) -> Result<BTreeMap<usize, Arc<[f32]>>, Error> {
+    gates: &BTreeMap<LayerId, Vec<f32>>,
+) -> Result<BTreeMap<LayerId, Arc<[f32]>>, Error> {
     let mut effective = BTreeMap::new();
     for (&layer, gates) in gates {
         if let Some((neuron, &found)) = gates.iter().enumerate().find(|(_, g)| !g.is_finite()) {
@@ -305,7 +305,7 @@ fn effective(
 }
 
 /// Digest of the gates (`[d_ff]` by layer) that are not all 1: what a receipt calls the plan.
-pub fn gates_digest<G: AsRef<[f32]>>(gates: &BTreeMap<usize, G>) -> Sha256 {
+pub fn gates_digest<G: AsRef<[f32]>>(gates: &BTreeMap<LayerId, G>) -> Sha256 {
     let mut hasher = Sha256Hasher::default();
     hasher.update(b"kvw gates 1\n");
     for (&layer, gates) in gates {
@@ -313,7 +313,12 @@ pub fn gates_digest<G: AsRef<[f32]>>(gates: &BTreeMap<usize, G>) -> Sha256 {
         if gates.iter().all(|&gate| gate == 1.0) {
             continue;
         }
-        hasher.update(&(layer as u64).to_le_bytes());
+        // The highest bit tells a vision layer: no number of a layer reaches it.
+        let tower = match layer.tower() {
+            Tower::Vision => 1 << 63,
+            _ => 0,
+        };
+        hasher.update(&(layer.number() as u64 | tower).to_le_bytes());
         hasher.update(&(gates.len() as u64).to_le_bytes());
         for gate in gates {
             hasher.update(&gate.to_le_bytes());
@@ -348,7 +353,7 @@ impl<'m> File<'_, 'm> {
         }
     }
 
-    fn not_editable(&self, layer: usize, mlp: &Mlp<'_>, reason: String) -> Error {
+    fn not_editable(&self, layer: LayerId, mlp: &Mlp<'_>, reason: String) -> Error {
         Error::NotEditable {
             file: self.file.relative.clone(),
             layer,
@@ -371,19 +376,19 @@ impl<'m> File<'_, 'm> {
     fn edits(
         &self,
         mlps: &[Mlp<'m>],
-        gates: &BTreeMap<usize, Arc<[f32]>>,
+        gates: &BTreeMap<LayerId, Arc<[f32]>>,
     ) -> Result<Changed<'m>, Error> {
         check_layers(self.bundle, self.file, self.index, mlps)?;
-        let numbered: BTreeMap<usize, Vec<&Mlp<'m>>> = mlps
+        let numbered: BTreeMap<LayerId, Vec<&Mlp<'m>>> = mlps
             .iter()
             .filter(|mlp| mlp.tower == Tower::Language)
-            .filter_map(|mlp| Some((mlp.layer?, mlp)))
+            .filter_map(|mlp| Some((mlp.id()?, mlp)))
             .fold(BTreeMap::new(), |mut layers, (layer, mlp)| {
                 layers.entry(layer).or_insert_with(Vec::new).push(mlp);
                 layers
             });
-        let expected: Vec<usize> = self.identity.layers.iter().map(|l| l.layer).collect();
-        let found: Vec<usize> = numbered.keys().copied().collect();
+        let expected: Vec<LayerId> = self.identity.layers.iter().map(|l| l.layer).collect();
+        let found: Vec<LayerId> = numbered.keys().copied().collect();
         if expected != found {
             return Err(self.other_model(Mismatch::Layers { expected, found }));
         }
@@ -391,7 +396,7 @@ impl<'m> File<'_, 'm> {
             return Err(Error::Layers {
                 file: self.file.relative.clone(),
                 expected: format!("layer {layer}, for which the plan has gates"),
-                found: format!("layers {found:?}"),
+                found: format!("layers {}", identity::listed(&found)),
             });
         }
         let mut weakened = Vec::new();
@@ -473,7 +478,7 @@ impl<'m> File<'_, 'm> {
     /// The byte ranges that a recipe multiplies.
     fn ranges(
         &self,
-        layer: usize,
+        layer: LayerId,
         chosen: &Chosen<'m>,
         gates: &Arc<[f32]>,
         expected: Option<Sha256>,
@@ -534,11 +539,11 @@ impl<'m> File<'_, 'm> {
     fn refuse_copies(
         &self,
         mlps: &[Mlp<'m>],
-        gates: &BTreeMap<usize, Arc<[f32]>>,
+        gates: &BTreeMap<LayerId, Arc<[f32]>>,
     ) -> Result<(), Error> {
         for mlp in mlps {
             let weakened = (self.identity.layers.iter())
-                .find(|l| Some(l.layer) == mlp.layer && gates.contains_key(&l.layer));
+                .find(|l| Some(l.layer) == mlp.id() && gates.contains_key(&l.layer));
             let Some(layer) = weakened else { continue };
             if identity::check_shape(layer, mlp.d_ff, mlp.d_model).is_err() {
                 continue;

@@ -12,6 +12,7 @@ use serde_json::Value;
 use super::{EditForm, Error, MlpEdit};
 use crate::bundle::{Tree, read_json};
 use crate::files::{RECEIPT, Sha256};
+use crate::graph::LayerId;
 use crate::onnx::{ByteSpan, DataType};
 
 /// The version of the receipt's format.
@@ -96,7 +97,7 @@ pub struct EditedRange {
     /// The tensor's name.
     pub tensor: String,
     /// Decoder layer.
-    pub layer: usize,
+    pub layer: LayerId,
     /// The form of the edit.
     pub form: EditForm,
     /// Element type.

@@ -15,7 +15,7 @@ use super::Error;
 use super::form::{Cost, EditForm, Subject};
 use super::rewrite::{Change, Fault, Surgeon};
 use super::scale::{Block, Scaling};
-use crate::graph::{NodeId, ScopeId, Slices, Stored};
+use crate::graph::{LayerId, NodeId, ScopeId, Slices, Stored};
 use crate::onnx::anatomy::tensor_field;
 use crate::onnx::schema::{NodeProto, TensorProto};
 use crate::onnx::{ByteSpan, DataType, ModelFile, Storage};
@@ -317,7 +317,7 @@ pub(super) struct Changes {
 /// One MLP's rewrites, made into changes.
 pub(super) struct Rewriter<'a, 'm> {
     pub(super) subject: &'a Subject<'a, 'm>,
-    pub(super) layer: usize,
+    pub(super) layer: LayerId,
     pub(super) gates: &'a Arc<[f32]>,
 }
 

@@ -29,7 +29,7 @@ pub enum Error {
         /// The model file.
         path: PathBuf,
         /// Decoder layer, where a name tells it.
-        layer: Option<usize>,
+        layer: Option<super::LayerId>,
         /// The down projection's node.
         node: String,
         /// Why not.

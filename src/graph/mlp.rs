@@ -31,6 +31,7 @@ use std::sync::LazyLock;
 
 use regex::Regex;
 
+use super::LayerId;
 use super::bypass::{self, Up};
 use super::encoding::Stored;
 use super::index::{Index, NodeId, Origin, ScopeId};
@@ -123,6 +124,11 @@ pub struct Mlp<'m> {
 }
 
 impl<'m> Mlp<'m> {
+    /// What its layer is called, where it has a number.
+    pub fn id(&self) -> Option<LayerId> {
+        LayerId::of(self.tower, self.layer?)
+    }
+
     /// The down projection at its first site.
     pub fn down(&self) -> &Linear<'m> {
         // `find` makes no MLP without a site.

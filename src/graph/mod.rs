@@ -17,6 +17,7 @@ mod element_type;
 mod encoding;
 mod error;
 mod index;
+mod layer;
 mod linear;
 pub mod mlp;
 mod patch;
@@ -30,6 +31,7 @@ pub use encoding::{
 };
 pub use error::Error;
 pub use index::{Index, NodeId, Origin, ScopeId};
+pub use layer::LayerId;
 pub use linear::{Linear, Linears, Weight};
 pub use mlp::{Gating, Hidden, Mlp, Refused, Site, Survey, Tower};
 pub use patch::{ANSWER_MASK, Moment, Outputs, Patch, gate_name, hidden_name, sum_name};

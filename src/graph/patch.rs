@@ -25,7 +25,7 @@ use super::branch::{self, Branch};
 use super::element_type;
 use super::index::{Index, NodeId, ScopeId};
 use super::rename::{names, rename};
-use super::{Error, Mlp};
+use super::{Error, LayerId, Mlp};
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
@@ -39,18 +39,18 @@ use crate::onnx::{DataType, ModelFile};
 pub const ANSWER_MASK: &str = "answer_mask";
 
 /// Name of the added input that holds the gate of `layer`: float32 `[d_ff]`.
-pub fn gate_name(layer: usize) -> String {
+pub fn gate_name(layer: LayerId) -> String {
     format!("kvw.layers.{layer}.gate")
 }
 
 /// Name of the added output that holds the weighted sum of `layer`: float32 `[d_ff]`.
-pub fn sum_name(layer: usize) -> String {
+pub fn sum_name(layer: LayerId) -> String {
     format!("kvw.layers.{layer}.sum")
 }
 
 /// Name of the added output that holds the raw hidden activation of `layer`:
 /// float32 `[B, T, d_ff]`, or `[B·T, d_ff]` where the graph has it so.
-pub fn hidden_name(layer: usize) -> String {
+pub fn hidden_name(layer: LayerId) -> String {
     format!("kvw.layers.{layer}.hidden")
 }
 
@@ -87,7 +87,7 @@ pub struct Patch {
 
 /// What is done for one layer.
 struct Tap {
-    layer: usize,
+    layer: LayerId,
     d_ff: i64,
     /// Every place where `h` is read; more than one where a weight is used twice, or in two branches.
     places: Vec<Place>,
@@ -125,17 +125,17 @@ impl Patch {
             branch: None,
         };
         let index = Index::new(model.graph());
-        let mut taps: BTreeMap<usize, Tap> = BTreeMap::new();
+        let mut taps: BTreeMap<LayerId, Tap> = BTreeMap::new();
         for mlp in mlps {
             let fail = |reason: String| Error::Instrument {
                 path: model.path().to_owned(),
-                layer: mlp.layer,
+                layer: mlp.id(),
                 node: mlp.sites.first().map_or("", |site| site.node).to_owned(),
                 reason,
             };
             patch.check(model).map_err(fail)?;
             let layer = mlp
-                .layer
+                .id()
                 .ok_or_else(|| fail("no name tells its layer".into()))?;
             let d_ff = i64::try_from(mlp.d_ff).map_err(|_| fail("d_ff over 2^63".into()))?;
             let places = patch.places(&index, mlp).map_err(fail)?;
@@ -216,7 +216,7 @@ impl Patch {
     }
 
     /// The tapped layers with their `d_ff`, in ascending order.
-    pub fn layers(&self) -> Vec<(usize, usize)> {
+    pub fn layers(&self) -> Vec<(LayerId, usize)> {
         let layers = self.taps.iter();
         layers
             .filter_map(|tap| Some((tap.layer, usize::try_from(tap.d_ff).ok()?)))

@@ -6,7 +6,7 @@ use ndarray::Array1;
 
 use super::forward::{Forward, Gates, Sums};
 use super::{Error, FixedSum};
-use crate::graph::Moment;
+use crate::graph::{LayerId, Moment};
 
 /// The statistics of one layer over a set of samples.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +21,7 @@ pub struct Coefficients {
     /// Which moment was summed.
     pub moment: Moment,
     /// By layer.
-    pub layers: BTreeMap<usize, LayerCoefficients>,
+    pub layers: BTreeMap<LayerId, LayerCoefficients>,
     /// Sum of the token weights.
     pub weight: FixedSum,
     /// Samples that were seen.
@@ -30,7 +30,7 @@ pub struct Coefficients {
 
 impl Coefficients {
     /// Nothing seen yet, for the layers `layers` with their `d_ff`.
-    pub fn new(moment: Moment, layers: &[(usize, usize)]) -> Coefficients {
+    pub fn new(moment: Moment, layers: &[(LayerId, usize)]) -> Coefficients {
         let empty = |d_ff| LayerCoefficients {
             sums: vec![FixedSum::default(); d_ff],
         };
@@ -96,7 +96,7 @@ impl Coefficients {
         if self.moment != other.moment {
             return Err(differ(format!("{:?}", other.moment)));
         }
-        let sizes = |layers: &BTreeMap<usize, LayerCoefficients>| -> Vec<(usize, usize)> {
+        let sizes = |layers: &BTreeMap<LayerId, LayerCoefficients>| -> Vec<(LayerId, usize)> {
             let sizes = layers.iter().map(|(&layer, sums)| (layer, sums.sums.len()));
             sizes.collect()
         };
@@ -118,7 +118,7 @@ impl Coefficients {
     }
 
     /// The mean of `layer`, float64 `[d_ff]`.
-    pub fn mean(&self, layer: usize) -> Option<Array1<f64>> {
+    pub fn mean(&self, layer: LayerId) -> Option<Array1<f64>> {
         let weight = self.weight.value();
         let layer = self.layers.get(&layer)?;
         Some(layer.sums.iter().map(|sum| sum.value() / weight).collect())
@@ -141,7 +141,7 @@ pub fn collect<F: Forward>(
     if samples.is_empty() {
         return Err(Error::Empty { set: "retain" });
     }
-    let coefficients = Coefficients::new(moment, forward.layers());
+    let coefficients = Coefficients::new(moment, &forward.layers());
     let mut done = 0;
     collect_more(forward, coefficients, samples, gates, batch_size, |_, n| {
         done += n;
@@ -198,10 +198,10 @@ mod tests {
     use super::*;
 
     fn seen(values: &[[f32; 2]]) -> Coefficients {
-        let mut coefficients = Coefficients::new(Moment::Absolute, &[(0, 2)]);
+        let mut coefficients = Coefficients::new(Moment::Absolute, &[(0.into(), 2)]);
         for value in values {
             let sums = Sums {
-                layers: BTreeMap::from([(0, Array1::from(value.to_vec()))]),
+                layers: BTreeMap::from([(0.into(), Array1::from(value.to_vec()))]),
                 weight: 3.0,
             };
             coefficients.add(&sums, 1, "sample").unwrap();
@@ -219,8 +219,8 @@ mod tests {
     #[test]
     fn what_does_not_belong_together_is_not_merged() {
         let mut one = seen(&[[0.1, 0.2]]);
-        let other_layers = Coefficients::new(Moment::Absolute, &[(1, 2)]);
-        let other_moment = Coefficients::new(Moment::Square, &[(0, 2)]);
+        let other_layers = Coefficients::new(Moment::Absolute, &[(1.into(), 2)]);
+        let other_moment = Coefficients::new(Moment::Square, &[(0.into(), 2)]);
         for other in [other_layers, other_moment] {
             assert!(matches!(one.merge(&other), Err(Error::Coefficients { .. })));
         }

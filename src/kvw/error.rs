@@ -1,5 +1,6 @@
 //! What can go wrong in the method.
 
+use crate::graph::LayerId;
 use std::path::PathBuf;
 
 /// Why coefficients or a plan could not be made, or a file of them not be read.
@@ -34,7 +35,7 @@ pub enum Error {
         /// The samples.
         samples: String,
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// Index in `d_ff`.
         neuron: usize,
         /// The value.
@@ -44,7 +45,7 @@ pub enum Error {
     #[error("layer {layer}, neuron {neuron}: expected a finite gate, found {found}")]
     BadGate {
         /// Decoder layer.
-        layer: usize,
+        layer: LayerId,
         /// Index in `d_ff`.
         neuron: usize,
         /// The value.

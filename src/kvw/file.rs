@@ -21,7 +21,7 @@ use super::coefficients::LayerCoefficients;
 use super::{Coefficients, Error, FixedSum, Part, PartFile, Plan};
 use crate::files::map::map_file;
 use crate::files::write_atomic;
-use crate::graph::Moment;
+use crate::graph::{LayerId, Moment};
 
 /// The one metadata key.
 const KEY: &str = "kvw";
@@ -438,7 +438,7 @@ fn parse<'a, T: for<'de> Deserialize<'de>>(
 }
 
 /// The tensors `layers.{l}.{suffix}` with their layer.
-fn layer_tensors(tensors: &SafeTensors<'_>, suffix: &str) -> Vec<(usize, String)> {
+fn layer_tensors(tensors: &SafeTensors<'_>, suffix: &str) -> Vec<(LayerId, String)> {
     let mut found: Vec<_> = tensors
         .names()
         .into_iter()
@@ -485,7 +485,7 @@ mod tests {
 
     fn plan() -> Plan {
         Plan {
-            gates: BTreeMap::from([(2, vec![1.0, 0.5, 1e-7]), (10, vec![0.25; 3])]),
+            gates: BTreeMap::from([(2.into(), vec![1.0, 0.5, 1e-7]), (10.into(), vec![0.25; 3])]),
             rule: "kvw".into(),
             parameters: serde_json::json!({ "gamma": 0.4, "layers": "2-10" }),
             steps: 24,
@@ -497,7 +497,7 @@ mod tests {
         Coefficients {
             moment: Moment::Absolute,
             layers: BTreeMap::from([(
-                0,
+                0.into(),
                 LayerCoefficients {
                     sums: vec![sum(1.5), sum(3e9)],
                 },
@@ -541,7 +541,7 @@ mod tests {
             serde_json::Value::Null,
         )
         .unwrap();
-        let nothing = Coefficients::new(Moment::Absolute, &[(3, 2)]);
+        let nothing = Coefficients::new(Moment::Absolute, &[(3.into(), 2)]);
         save_part(&empty, &nothing, of(5, 5), serde_json::Value::Null).unwrap();
         assert!(matches!(load_coefficients(&part), Err(Error::Part { .. })));
         assert!(matches!(load_part(&whole), Err(Error::Part { .. })));

@@ -2,16 +2,17 @@
 
 use std::collections::BTreeMap;
 
+use crate::graph::LayerId;
 use ndarray::Array1;
 
 /// Cumulative gates by layer, float64 `[d_ff]`. A layer that is absent is not weakened.
-pub type Gates = BTreeMap<usize, Array1<f64>>;
+pub type Gates = BTreeMap<LayerId, Array1<f64>>;
 
 /// The moments of the hidden activations of one batch.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Sums {
     /// Per layer: the weighted sum over the batch's answer tokens, float32 `[d_ff]`.
-    pub layers: BTreeMap<usize, Array1<f32>>,
+    pub layers: BTreeMap<LayerId, Array1<f32>>,
     /// Sum of the token weights: for the method, the number of answer tokens.
     pub weight: f64,
 }
@@ -25,7 +26,7 @@ pub trait Forward {
     type Sample;
 
     /// The layers that can be read and gated, ascending, each with its `d_ff`.
-    fn layers(&self) -> &[(usize, usize)];
+    fn layers(&self) -> Vec<(LayerId, usize)>;
 
     /// A name for messages.
     fn sample_name<'a>(&self, sample: &'a Self::Sample) -> &'a str;

@@ -38,7 +38,7 @@ pub use error::Error;
 pub use file::{load_coefficients, load_part, load_plan, save_coefficients, save_part, save_plan};
 pub use fixed::FixedSum;
 pub use forward::{Forward, Gates, Sums};
-pub use layers::LayerRange;
+pub use layers::{LayerRange, Layers, TowerChoice};
 pub use plan::{Plan, PlanSummary};
 pub use rule::{KnowledgeVectorWeakening, Rule, TokenWeights};
 pub use rules::{Parameters, RULES, RuleKind};

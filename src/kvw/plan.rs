@@ -1,5 +1,6 @@
 //! A plan: what is to be weakened, and by how much.
 
+use crate::graph::LayerId;
 use std::collections::BTreeMap;
 
 /// Gates per neuron, with all that is needed to know what they are for and how they were made.
@@ -10,7 +11,7 @@ use std::collections::BTreeMap;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Plan {
     /// Cumulative gates by layer, float32 `[d_ff]`.
-    pub gates: BTreeMap<usize, Vec<f32>>,
+    pub gates: BTreeMap<LayerId, Vec<f32>>,
     /// Name of the rule that made them.
     pub rule: String,
     /// The rule's parameters and the loop's options.

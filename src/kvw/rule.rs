@@ -3,7 +3,7 @@
 use ndarray::{Array1, ArrayView1, Zip};
 
 use super::Error;
-use crate::graph::Moment;
+use crate::graph::{LayerId, Moment};
 
 /// Which tokens the statistics are taken over, and how heavily each counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,7 @@ pub trait Rule {
     /// Any finite value is a gate; 1 changes nothing.
     fn gates(
         &self,
-        layer: usize,
+        layer: LayerId,
         forget: ArrayView1<'_, f64>,
         retain: ArrayView1<'_, f64>,
     ) -> Array1<f64>;
@@ -97,7 +97,7 @@ impl Rule for KnowledgeVectorWeakening {
 
     fn gates(
         &self,
-        _layer: usize,
+        _layer: LayerId,
         forget: ArrayView1<'_, f64>,
         retain: ArrayView1<'_, f64>,
     ) -> Array1<f64> {
@@ -123,7 +123,7 @@ mod tests {
         let rule = KnowledgeVectorWeakening { gamma: 0.5 };
         let forget = array![std::f64::consts::E, 1.0, 0.5, 0.0];
         let retain = array![1.0, 1.0, 1.0, 0.0];
-        let gates = rule.gates(0, forget.view(), retain.view());
+        let gates = rule.gates(0.into(), forget.view(), retain.view());
         assert!((gates[0] - (-0.5f64).exp()).abs() < 1e-12);
         assert_eq!(gates.as_slice().unwrap()[1..], [1.0, 1.0, 1.0]);
     }
@@ -132,7 +132,7 @@ mod tests {
         #[test]
         fn gates_lie_in_zero_to_one(forget in 0.0f64..1e6, retain in 0.0f64..1e6, gamma in 0.0f64..4.0) {
             let gates = KnowledgeVectorWeakening { gamma }
-                .gates(0, array![forget].view(), array![retain].view());
+                .gates(0.into(), array![forget].view(), array![retain].view());
             prop_assert!(gates[0] > 0.0 && gates[0] <= 1.0);
         }
     }

@@ -9,6 +9,7 @@ use ndarray::Array1;
 use serde::Deserialize;
 
 use super::{Error, LayerRange, Options, Order, Parameters, Plan, Rule, RuleKind};
+use crate::graph::LayerId;
 
 /// A rule and how the loop goes with it.
 pub struct Setting {
@@ -66,7 +67,7 @@ impl Setting {
 
     /// The loop's options; `norms` are the column norms of [`Options::keep_norm`], which are left out
     /// where the setting does not ask for them.
-    pub fn options(&self, norms: BTreeMap<usize, Array1<f64>>) -> Options {
+    pub fn options(&self, norms: BTreeMap<LayerId, Array1<f64>>) -> Options {
         Options {
             layers: self.layers,
             batch_size: self.batch_size,

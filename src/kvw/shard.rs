@@ -178,10 +178,10 @@ mod tests {
 
     /// The coefficients of samples whose sums are `values`.
     fn of(values: &[f32]) -> Coefficients {
-        let mut sums = Coefficients::new(Moment::Absolute, &[(4, 2)]);
+        let mut sums = Coefficients::new(Moment::Absolute, &[(4.into(), 2)]);
         for &value in values {
             let sample = Sums {
-                layers: BTreeMap::from([(4, Array1::from(vec![value, value.sqrt()]))]),
+                layers: BTreeMap::from([(4.into(), Array1::from(vec![value, value.sqrt()]))]),
                 weight: 3.0,
             };
             sums.add(&sample, 1, "sample").unwrap();

@@ -9,6 +9,7 @@ use ndarray::Array1;
 use super::coefficients::run;
 use super::forward::{Forward, Gates};
 use super::{Coefficients, Draws, Error, LayerRange, Plan, Rule};
+use crate::graph::LayerId;
 
 /// In which order the forget set is gone through. Order matters: on the models measured another
 /// order moved the gates of layers ≥ 1 by 8–17 %.
@@ -36,7 +37,7 @@ pub struct Options {
     pub order: Order,
     /// Column norms of each layer's down projection, float64 `[d_ff]`: if given, each layer's matrix
     /// is given its old Frobenius norm back after every step. The authors leave it off.
-    pub keep_norm: Option<BTreeMap<usize, Array1<f64>>>,
+    pub keep_norm: Option<BTreeMap<LayerId, Array1<f64>>>,
 }
 
 /// One step, as it happened.
@@ -49,7 +50,7 @@ pub struct Step {
     /// The batch.
     pub samples: String,
     /// Token means on the batch, by weakened layer.
-    pub forget: BTreeMap<usize, Array1<f64>>,
+    pub forget: BTreeMap<LayerId, Array1<f64>>,
     /// This step's gates, by weakened layer.
     pub gates: Gates,
 }
@@ -71,7 +72,7 @@ pub fn weaken<F: Forward>(
     mut watch: impl FnMut(&Step),
 ) -> Result<Plan, Error> {
     check(options, samples.len())?;
-    let means = retain_means(forward.layers(), rule, retain, options.layers)?;
+    let means = retain_means(&forward.layers(), rule, retain, options.layers)?;
     let mut cumulative: Gates = means
         .iter()
         .map(|(&layer, mean)| (layer, Array1::ones(mean.len())))
@@ -87,9 +88,9 @@ pub fn weaken<F: Forward>(
             let batch: Vec<&F::Sample> = batch.iter().filter_map(|&i| samples.get(i)).collect();
             for repeat in 1..=MAX_REPEATS {
                 let (sums, names) = run(forward, &batch, &cumulative)?;
-                let mut seen = Coefficients::new(rule.moment(), forward.layers());
+                let mut seen = Coefficients::new(rule.moment(), &forward.layers());
                 seen.add(&sums, batch.len() as u64, &names)?;
-                let forget: BTreeMap<usize, Array1<f64>> = means
+                let forget: BTreeMap<LayerId, Array1<f64>> = means
                     .keys()
                     .filter_map(|&layer| Some((layer, seen.mean(layer)?)))
                     .collect();
@@ -152,39 +153,25 @@ fn check(options: &Options, samples: usize) -> Result<(), Error> {
 
 /// The retain means of the layers to weaken, checked against the model.
 fn retain_means(
-    layers: &[(usize, usize)],
+    layers: &[(LayerId, usize)],
     rule: &dyn Rule,
     retain: &Coefficients,
     range: LayerRange,
-) -> Result<BTreeMap<usize, Array1<f64>>, Error> {
-    let has = layers.iter().map(|&(layer, _)| layer);
-    let no_such_layer = || Error::NoSuchLayer {
+) -> Result<BTreeMap<LayerId, Array1<f64>>, Error> {
+    let found = layers.iter().map(|&(layer, _)| layer);
+    range.check(found).map_err(|found| Error::NoSuchLayer {
         requested: range.to_string(),
-        found: match (has.clone().min(), has.clone().max()) {
-            (Some(first), Some(last)) => format!("layers {first}-{last}"),
-            _ => "no layer".into(),
-        },
-    };
-    if let LayerRange::Inclusive { start, end } = range
-        && !(start..=end).all(|layer| has.clone().any(|found| found == layer))
-    {
-        return Err(no_such_layer());
-    }
+        found,
+    })?;
     if retain.moment != rule.moment() {
         return Err(Error::Coefficients {
             expected: format!("the moment {:?}", rule.moment()),
             found: format!("{:?}", retain.moment),
         });
     }
-    let chosen: Vec<_> = layers
+    layers
         .iter()
         .filter(|(layer, _)| range.contains(*layer))
-        .collect();
-    if chosen.is_empty() {
-        return Err(no_such_layer());
-    }
-    chosen
-        .into_iter()
         .map(|&(layer, d_ff)| {
             let mean = retain.mean(layer).filter(|mean| mean.len() == d_ff);
             let mean = mean.ok_or_else(|| Error::Coefficients {
@@ -201,8 +188,8 @@ fn retain_means(
 
 fn step_gates(
     rule: &dyn Rule,
-    retain: &BTreeMap<usize, Array1<f64>>,
-    forget: &BTreeMap<usize, Array1<f64>>,
+    retain: &BTreeMap<LayerId, Array1<f64>>,
+    forget: &BTreeMap<LayerId, Array1<f64>>,
 ) -> Result<Gates, Error> {
     let mut step = Gates::new();
     for ((&layer, retain), forget) in retain.iter().zip(forget.values()) {
@@ -222,7 +209,7 @@ fn step_gates(
 
 /// Multiplies `step` into `cumulative`; with column norms `n`, then by the layer's
 /// `‖W‖ / ‖W·diag(g)‖ = √(Σ n² / Σ g²n²)`.
-fn fold(cumulative: &mut Gates, step: &Gates, norms: Option<&BTreeMap<usize, Array1<f64>>>) {
+fn fold(cumulative: &mut Gates, step: &Gates, norms: Option<&BTreeMap<LayerId, Array1<f64>>>) {
     for (layer, gates) in cumulative.iter_mut() {
         if let Some(step) = step.get(layer) {
             *gates *= step;
@@ -311,8 +298,8 @@ mod tests {
     impl Forward for Linear {
         type Sample = Input;
 
-        fn layers(&self) -> &[(usize, usize)] {
-            &[(0, 3), (1, 3)]
+        fn layers(&self) -> Vec<(LayerId, usize)> {
+            vec![(0.into(), 3), (1.into(), 3)]
         }
 
         fn sample_name<'a>(&self, sample: &'a Input) -> &'a str {
@@ -330,7 +317,7 @@ mod tests {
             for input in batch {
                 let hidden = input.x.mapv(f64::abs);
                 let gated = gates
-                    .get(&0)
+                    .get(&0.into())
                     .map_or(hidden.clone(), |gates| &hidden * gates);
                 sums[0] = &sums[0] + &(&hidden * input.tokens);
                 sums[1] = &sums[1] + &(self.mixing.dot(&gated).mapv(f64::abs) * input.tokens);
@@ -341,6 +328,7 @@ mod tests {
                 .into_iter()
                 .map(|sum| sum.mapv(|v| v as f32))
                 .enumerate()
+                .map(|(layer, sum)| (layer.into(), sum))
                 .collect();
             Ok(Sums { layers, weight })
         }
@@ -389,11 +377,11 @@ mod tests {
         let plan = weaken(&mut model, &RULE, &retain, &samples, &options(), |_| {}).unwrap();
         let close = |a: f32, b: f64| (f64::from(a) - b).abs() < 1e-6;
         // Second step: layer 0 is read before its gate, so it halves again.
-        assert!(close(plan.gates[&0][0], 0.25));
+        assert!(close(plan.gates[&LayerId::language(0)][0], 0.25));
         // Layer 1 now sees [1,1,1] through the gate of layer 0: nothing more to weaken.
-        assert!(close(plan.gates[&1][0], 1.5 / 2.5));
-        assert!(close(plan.gates[&1][2], 1.5 / 2.0));
-        assert_eq!(plan.gates[&1][1], 1.0);
+        assert!(close(plan.gates[&LayerId::language(1)][0], 1.5 / 2.5));
+        assert!(close(plan.gates[&LayerId::language(1)][2], 1.5 / 2.0));
+        assert_eq!(plan.gates[&LayerId::language(1)][1], 1.0);
         assert_eq!(model.forwards, 2, "a step is one forward pass");
     }
 
@@ -407,7 +395,7 @@ mod tests {
         };
         let samples = [input("a", [2.0, 1.0, 1.0])];
         let plan = weaken(&mut model, &RULE, &retain, &samples, &options, |_| {}).unwrap();
-        assert_eq!(plan.gates.keys().copied().collect::<Vec<_>>(), [1]);
+        assert_eq!(plan.gates.keys().copied().collect::<Vec<_>>(), [1.into()]);
     }
 
     #[test]
@@ -444,10 +432,10 @@ mod tests {
             matches!(
                 error,
                 Error::NonFinite {
-                    layer: 0,
+                    layer,
                     neuron: 0,
                     ..
-                }
+                } if layer == LayerId::language(0)
             ),
             "{error}"
         );
@@ -471,14 +459,17 @@ mod tests {
         let mut model = model();
         let retain = retain(&mut model);
         let norms = array![3.0, 1.0, 2.0];
-        let keep_norm = Some([(0, norms.clone()), (1, norms.clone())].into());
+        let keep_norm = Some([(0.into(), norms.clone()), (1.into(), norms.clone())].into());
         let options = Options {
             keep_norm,
             ..options()
         };
         let samples = [input("a", [2.0, 1.0, 1.0])];
         let plan = weaken(&mut model, &RULE, &retain, &samples, &options, |_| {}).unwrap();
-        let gates: Array1<f64> = plan.gates[&0].iter().map(|&g| f64::from(g)).collect();
+        let gates: Array1<f64> = plan.gates[&LayerId::language(0)]
+            .iter()
+            .map(|&g| f64::from(g))
+            .collect();
         let after = (&gates * &norms).mapv(|v| v * v).sum();
         assert!((after - norms.mapv(|v| v * v).sum()).abs() < 1e-5);
         assert!(gates[0] < gates[1]);

@@ -18,6 +18,7 @@ use serde::Serialize;
 use super::{Error, Model};
 use crate::dataset::Sample;
 use crate::files::Sha256;
+use crate::graph::LayerId;
 use crate::kvw::{self, Coefficients, Part, Rule, Shard};
 use crate::runtime::Decoder;
 
@@ -51,7 +52,7 @@ pub struct Collected {
     /// Sum of their token weights.
     pub tokens: f64,
     /// Layers in it.
-    pub layers: Vec<usize>,
+    pub layers: Vec<LayerId>,
     /// What part of the set it holds, where it is one.
     pub part: Option<Part>,
     /// Samples that an earlier run had done: all of them where the part was there already.
@@ -149,7 +150,7 @@ impl Job<'_> {
     }
 
     /// Digest of everything that the sums depend on.
-    fn digest(&self, layers: &[(usize, usize)]) -> Result<String, Error> {
+    fn digest(&self, layers: &[(LayerId, usize)]) -> Result<String, Error> {
         let job = serde_json::json!({
             "provenance": self.provenance,
             "moment": self.rule.moment(),

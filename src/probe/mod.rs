@@ -40,13 +40,14 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::permuted;
+    use crate::graph::LayerId;
     use crate::kvw::Plan;
 
     #[test]
     fn a_permutation_keeps_every_layers_gates_and_moves_them() {
         let gates: Vec<f32> = (0u8..50).map(f32::from).collect();
         let plan = Plan {
-            gates: BTreeMap::from([(0, gates.clone()), (3, gates.clone())]),
+            gates: BTreeMap::from([(0.into(), gates.clone()), (3.into(), gates.clone())]),
             rule: "kvw".into(),
             parameters: serde_json::Value::Null,
             steps: 1,
@@ -54,8 +55,8 @@ mod tests {
         let dealt = permuted(&plan, 1);
         assert_eq!(dealt, permuted(&plan, 1));
         assert_ne!(dealt, permuted(&plan, 2));
-        assert_ne!(dealt[&0], dealt[&3]);
-        for layer in [0, 3] {
+        assert_ne!(dealt[&LayerId::language(0)], dealt[&LayerId::language(3)]);
+        for layer in [0, 3].map(LayerId::language) {
             let mut sorted = dealt[&layer].to_vec();
             assert_ne!(
                 sorted,

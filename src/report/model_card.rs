@@ -6,6 +6,7 @@
 use super::markdown::{code, escape};
 use super::{Subject, number};
 use crate::eval::{EvidenceSet, Role, metric};
+use crate::graph::LayerId;
 
 /// The metrics that a card shows.
 const SHOWN: [&str; 5] = [
@@ -23,7 +24,7 @@ const ROLES: [Role; 4] = [Role::Before, Role::Model, Role::After, Role::Retraine
 pub fn model_card(subject: &Subject<'_>) -> String {
     let mut text = String::from("## Unlearning\n\n");
     if let Some(receipt) = subject.receipt {
-        let layers: std::collections::BTreeSet<usize> = receipt
+        let layers: std::collections::BTreeSet<LayerId> = receipt
             .files
             .iter()
             .flat_map(|file| file.ranges.iter().map(|range| range.layer))

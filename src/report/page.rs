@@ -17,6 +17,7 @@ use crate::check::Verdict;
 use crate::edit::Receipt;
 use crate::eval::text::Leak;
 use crate::eval::{Answer, Evidence, EvidenceSet, Role, SetKind, metric};
+use crate::graph::LayerId;
 use crate::kvw::Plan;
 use crate::sweep::{Measure, Sweep};
 
@@ -163,7 +164,7 @@ struct Gates {
 
 #[derive(Serialize)]
 struct LayerRow {
-    layer: usize,
+    layer: LayerId,
     neurons: usize,
     weakened: String,
     below_half: String,
@@ -534,7 +535,7 @@ fn tradeoff(sweep: &Sweep) -> Result<Tradeoff, Error> {
 }
 
 fn gates(plan: &Plan) -> Result<Gates, Error> {
-    let all: Vec<(usize, &[f32])> = plan
+    let all: Vec<(LayerId, &[f32])> = plan
         .gates
         .iter()
         .map(|(&layer, gates)| (layer, gates.as_slice()))

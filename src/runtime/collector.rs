@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::{Decoder, Embedded, Error, Towers};
 use crate::dataset::Sample;
+use crate::graph::LayerId;
 use crate::kvw::{Forward, Gates, Sums, TokenWeights};
 use crate::preprocess::{self, Family, Feed, Form, PositionIds};
 
@@ -131,8 +132,8 @@ pub struct Collector<'a, E> {
 impl<E: Embed> Forward for Collector<'_, E> {
     type Sample = E::Sample;
 
-    fn layers(&self) -> &[(usize, usize)] {
-        self.decoder.layers()
+    fn layers(&self) -> Vec<(LayerId, usize)> {
+        self.decoder.layers().to_vec()
     }
 
     fn sample_name<'a>(&self, sample: &'a E::Sample) -> &'a str {

@@ -22,7 +22,7 @@ use super::part::{Inputs, Part, Run};
 use super::tensor::to_floats;
 use super::{Embedded, Error};
 use crate::bundle::DecoderNames;
-use crate::graph::{ANSWER_MASK, Mlp, Outputs, Patch, hidden_name, session, sum_name};
+use crate::graph::{ANSWER_MASK, LayerId, Mlp, Outputs, Patch, hidden_name, session, sum_name};
 use crate::kvw::{Gates, Sums};
 use crate::onnx::ModelFile;
 use crate::preprocess::{DecoderInput, NamedTensor};
@@ -33,7 +33,7 @@ const HIDDEN_STATES: &[&str] = &["last_hidden_state", "hidden_states"];
 /// An open decoder.
 pub struct Decoder {
     names: DecoderNames,
-    layers: Vec<(usize, usize)>,
+    layers: Vec<(LayerId, usize)>,
     /// Runs prompts, and further tokens where nothing else does.
     prompt: Part,
     decode: Option<Part>,
@@ -144,7 +144,7 @@ impl Decoder {
     }
 
     /// The gated layers with their `d_ff`, ascending.
-    pub fn layers(&self) -> &[(usize, usize)] {
+    pub fn layers(&self) -> &[(LayerId, usize)] {
         &self.layers
     }
 
@@ -246,7 +246,7 @@ impl Decoder {
         &mut self,
         sample: &Embedded,
         gates: &Gates,
-    ) -> Result<BTreeMap<usize, Array2<f32>>, Error> {
+    ) -> Result<BTreeMap<LayerId, Array2<f32>>, Error> {
         let inputs = self.prompt_inputs(&[sample], gates, 0)?;
         let model = self.prompt.model.clone();
         let fail = |source| Error::Run {
@@ -396,7 +396,7 @@ fn instrumented(
     mlps: &[&Mlp<'_>],
     outputs: Outputs,
     work: Work,
-) -> Result<(Part, Vec<(usize, usize)>), Error> {
+) -> Result<(Part, Vec<(LayerId, usize)>), Error> {
     let patch = Patch::plan(model, mlps, outputs)?;
     tracing::debug!(%patch, "instrumenting {}", model.path().display());
     let graph = session::encode(model, patch.apply(model))?;

@@ -15,7 +15,7 @@ use super::tensor::{Port, boolean, int64s};
 use super::{Embedded, Error};
 use crate::bundle::DecoderNames;
 use crate::graph::session::SessionModel;
-use crate::graph::{ANSWER_MASK, gate_name};
+use crate::graph::{ANSWER_MASK, LayerId, gate_name};
 use crate::kvw::Gates;
 use crate::onnx::ModelFile;
 use crate::preprocess::feeds::kind;
@@ -128,7 +128,7 @@ impl Part {
         &self,
         run: &Run,
         names: &DecoderNames,
-        layers: &[(usize, usize)],
+        layers: &[(LayerId, usize)],
         gates: &Gates,
     ) -> Result<Inputs<'static>, Error> {
         let mut inputs = self.gates(layers, gates).map_err(|e| self.failed(e))?;
@@ -248,7 +248,7 @@ impl Part {
 
     fn gates(
         &self,
-        layers: &[(usize, usize)],
+        layers: &[(LayerId, usize)],
         gates: &Gates,
     ) -> Result<Inputs<'static>, ort::Error> {
         let mut inputs = Vec::with_capacity(layers.len());

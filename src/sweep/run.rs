@@ -328,17 +328,15 @@ impl<'a> Worker<'a> {
             self.model.check_samples(&set.samples)?;
         }
         let layers = self.weakening.layers();
-        let is_there = |layer: usize| layers.iter().any(|&(found, _)| found == layer);
         for point in points {
-            if let LayerRange::Inclusive { start, end } = point.layers
-                && !(start..=end).all(is_there)
-            {
-                return Err(kvw::Error::NoSuchLayer {
+            let layers = layers.iter().map(|&(layer, _)| layer);
+            point
+                .layers
+                .check(layers)
+                .map_err(|found| kvw::Error::NoSuchLayer {
                     requested: point.layers.to_string(),
-                    found: format!("{} layers", layers.len()),
-                }
-                .into());
-            }
+                    found,
+                })?;
         }
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use kvw::bundle::Bundle;
 use kvw::edit::{self, EditPlan, Receipt};
-use kvw::graph::{Index, Mlp, Outputs, Tower};
+use kvw::graph::{Index, LayerId, Mlp, Outputs, Tower};
 use kvw::kvw::{Coefficients, Gates, LayerRange, Options, Order, Plan};
 use kvw::onnx::{DataType, Limits, ModelFile};
 use kvw::preprocess::{NamedTensor, PositionIds, merge_image_features};
@@ -274,7 +274,7 @@ pub fn as_gates(plan: &Plan) -> Gates {
 /// `plan` written: a new folder at `out`.
 pub fn apply(
     bundle: &Bundle,
-    gates: &BTreeMap<usize, Vec<f32>>,
+    gates: &BTreeMap<LayerId, Vec<f32>>,
     out: &Path,
 ) -> Result<Receipt, edit::Error> {
     let decoder = bundle.components(None).unwrap().decoder;
@@ -349,7 +349,7 @@ pub fn relative<'a>(
 
 /// A layer's mean as float32, the precision of the oracle's file.
 pub fn mean(coefficients: &Coefficients, layer: usize) -> Array1<f32> {
-    single(&coefficients.mean(layer).unwrap())
+    single(&coefficients.mean(layer.into()).unwrap())
 }
 
 #[allow(clippy::cast_possible_truncation)]

@@ -5,6 +5,7 @@ use plotters::style::Color as _;
 use plotters::style::text_anchor::HPos;
 
 use super::{Error, WIDTH, palette, px, svg, text, units};
+use crate::graph::LayerId;
 
 const LEFT: i32 = 44;
 const RIGHT: i32 = 10;
@@ -26,7 +27,7 @@ pub(in super::super) struct HeatMap {
 ///
 /// # Errors
 /// What the drawing library reports.
-pub(in super::super) fn plot(layers: &[(usize, &[f32])]) -> Result<HeatMap, Error> {
+pub(in super::super) fn plot(layers: &[(LayerId, &[f32])]) -> Result<HeatMap, Error> {
     let row = match layers.len() {
         0..=8 => 26,
         9..=24 => 16,

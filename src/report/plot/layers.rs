@@ -5,6 +5,7 @@ use plotters::style::Color as _;
 use plotters::style::text_anchor::HPos;
 
 use super::{Error, WIDTH, palette, px, svg, text, units};
+use crate::graph::LayerId;
 
 const LEFT: i32 = 44;
 const RIGHT: i32 = 56;
@@ -15,7 +16,7 @@ const BOTTOM: i32 = 28;
 #[derive(Clone, Copy, Debug)]
 pub(in super::super) struct Layer {
     /// Decoder layer.
-    pub(in super::super) layer: usize,
+    pub(in super::super) layer: LayerId,
     /// Mean over its neurons of 1 − gate, in [0, 1].
     pub(in super::super) weakened: f64,
 }
