@@ -92,6 +92,40 @@ fn the_limit_of_an_answer_is_the_model_s_own() {
 }
 
 #[test]
+fn the_limit_of_a_genai_answer_is_that_of_its_search() {
+    let map = |context: &str, length: &str| {
+        let search = format!("{{\"search\": {{\"max_length\": {length}}}, \"model\": {{{context}");
+        GENAI.replacen("{\"model\": {", &search, 1)
+    };
+    let context = "\"context_length\": 4096,";
+    let files = ["text.onnx", "embedding.onnx", "towers/vision.onnx"];
+    for (map, limit) in [
+        (GENAI.to_owned(), Limit::DEFAULT),
+        (map(context, "300"), Limit::Length(300)),
+        (map("", "300"), Limit::Length(300)),
+        // What the model builder writes: no limit that somebody chose.
+        (map(context, "4096"), Limit::DEFAULT),
+    ] {
+        let temp = folder_with(&files, &[("genai_config.json", &map)]);
+        let bundle = Bundle::open(temp.path()).unwrap();
+        assert_eq!(Limit::of(bundle.config()), limit, "{map}");
+        // Beside a config.json too, as long as no generation_config.json says otherwise.
+        fs::write(temp.path().join("config.json"), CONFIG).unwrap();
+        let bundle = Bundle::open(temp.path()).unwrap();
+        assert_eq!(Limit::of(bundle.config()), limit, "{map}");
+        let generation = temp.path().join("generation_config.json");
+        fs::write(generation, r#"{"max_new_tokens": 7}"#).unwrap();
+        let bundle = Bundle::open(temp.path()).unwrap();
+        assert_eq!(Limit::of(bundle.config()), Limit::NewTokens(7), "{map}");
+    }
+    let temp = folder_with(&files, &[("genai_config.json", &map("", "-1"))]);
+    let text = open_error(temp.path()).to_string();
+    for part in ["genai_config.json", "search.max_length", "-1"] {
+        assert!(text.contains(part), "{text}");
+    }
+}
+
+#[test]
 fn the_most_precise_variant_is_run_unless_another_is_named() {
     let temp = folder(FILES, CONFIG);
     let bundle = Bundle::open(temp.path()).unwrap();

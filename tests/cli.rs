@@ -1840,11 +1840,11 @@ fn an_answer_is_as_long_as_the_model_says_unless_the_user_does() {
     assert_eq!(refused.status.code(), Some(2));
     let said = text(&refused.stderr);
     assert!(
-        said.contains("fewer than 3 tokens (max_length in generation_config.json)")
+        said.contains("fewer than 3 tokens (max_length in generation_config.json or")
             && said.contains("--max-new-tokens"),
         "{said}"
     );
-    let (_, prompt) = said.split_once("generation_config.json), found ").unwrap();
+    let (_, prompt) = said.split_once("genai_config.json), found ").unwrap();
     let prompt: String = prompt.chars().take_while(char::is_ascii_digit).collect();
     let prompt: usize = prompt.parse().unwrap();
     let (answer, limit, length) = found("max_length", prompt + 2, &[]);

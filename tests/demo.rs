@@ -23,6 +23,7 @@ use kvw::kvw::{
 };
 use kvw::onnx::{Limits, ModelFile};
 use kvw::pipeline::{Model, gates_of};
+use kvw::preprocess::Form;
 use kvw::probe::people::{ByPerson, split};
 use kvw::runtime::device::Device;
 use kvw::runtime::generate::{self, Limit};
@@ -392,4 +393,40 @@ fn other_people_come_out_as_in_pytorch() {
         (named as f64 - expected).abs() < 1.5,
         "{named}, expected {expected}"
     );
+}
+
+#[test]
+fn answers_given_together_are_those_given_one_by_one() {
+    let run = run();
+    let mut model = Model::open(&run.bundle, None, &run.engine, 1000).unwrap();
+    let mut decoder = model
+        .decoder(LayerRange::All, Outputs::Model, 1000)
+        .unwrap();
+    let tokens = usize::try_from(run.meta["max_new_tokens"].as_u64().unwrap()).unwrap();
+    let sets = [("forget", 24), ("retain", 30), ("forget_text", 15)];
+    let asked = sets
+        .iter()
+        .flat_map(|&(set, limit)| samples(set).into_iter().take(limit));
+    // Limits of two kinds in one run.
+    let limits = [Limit::NewTokens(tokens), Limit::NewTokens(2)].into_iter();
+    let asked: Vec<_> = asked.zip(limits.cycle()).collect();
+    for gates in [Gates::new(), gates_of(&run.plan)] {
+        let mut answer = |batch| {
+            let before = std::time::Instant::now();
+            let answers =
+                generate::greedy_each(&mut model.lvlm, &mut decoder, &asked, &gates, batch);
+            println!("batch {batch}: {:?}", before.elapsed());
+            answers.unwrap()
+        };
+        let expected = answer(1);
+        assert!(expected.iter().any(|answer| answer.ids.len() > 2));
+        for batch in [2, 8, 64] {
+            for ((found, expected), (sample, _)) in answer(batch).iter().zip(&expected).zip(&asked)
+            {
+                assert_eq!(found, expected, "{} in a batch of {batch}", sample.id);
+            }
+        }
+    }
+    let prompt = model.lvlm.embed_as(&asked[0].0, Form::Question).unwrap();
+    assert!(decoder.answers_together(&prompt));
 }

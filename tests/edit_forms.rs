@@ -292,6 +292,19 @@ fn sketches_of_one_model_agree_in_every_precision_and_no_others_do() {
 }
 
 #[test]
+fn rows_that_would_share_a_scale_are_not_answered_together() {
+    let engine = engine(1);
+    let bundle = Bundle::open(&siblings()).unwrap();
+    for file in bundle.decoders() {
+        let (decoder, _) = open(&engine, &bundle, file, true);
+        // DynamicQuantizeLinear takes one scale from all rows of a batch.
+        let shares = ["int8", "uint8"].contains(&file.variant.as_str());
+        let together = decoder.answers_together(&float16_samples()[0]);
+        assert_eq!(together, !shares, "{}", file.relative);
+    }
+}
+
+#[test]
 fn a_folder_with_a_decoder_of_another_model_is_refused_by_the_files_name() {
     let scratch = tempfile::tempdir().unwrap();
     let folder = scratch.path().join("mixed");

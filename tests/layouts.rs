@@ -17,7 +17,7 @@ use kvw::kvw::{Coefficients, Gates, KnowledgeVectorWeakening, LayerRange};
 use kvw::onnx::schema::{ModelProto, ValueInfoProto, type_proto};
 use kvw::onnx::{Limits, ModelFile};
 use kvw::pipeline::Model;
-use kvw::preprocess::Feed;
+use kvw::preprocess::{Feed, Form};
 use kvw::runtime::generate::{self, Limit};
 use prost::Message as _;
 use support::{chain, engine, fixtures};
@@ -60,14 +60,24 @@ fn every_folder_answers_as_the_checkpoint_does_in_pytorch() {
         // Gates of 1 in every layer change nothing.
         let gated = model.decoder(LayerRange::All, Outputs::Model, 100).unwrap();
         for (kind, mut decoder) in [("plain", plain), ("gated", gated)] {
-            for sample in data("forget").samples.iter().chain(&data("retain").samples) {
+            let asked = data("forget").samples.into_iter();
+            let asked = asked
+                .chain(data("retain").samples)
+                .map(|sample| (sample, LIMIT));
+            let asked: Vec<_> = asked.collect();
+            for batch in [1, 3] {
                 let gates = Gates::new();
                 let lvlm = &mut model.lvlm;
-                let found = generate::greedy(lvlm, &mut decoder, sample, &gates, LIMIT).unwrap();
-                let expected = &answers[&sample.question];
-                assert_eq!(&found.text, expected, "{name}, {kind}: {}", sample.id);
-                assert!(found.stopped);
+                let found = generate::greedy_each(lvlm, &mut decoder, &asked, &gates, batch);
+                for (found, (sample, _)) in found.unwrap().iter().zip(&asked) {
+                    let expected = &answers[&sample.question];
+                    let place = format!("{name}, {kind}, {batch} at a time: {}", sample.id);
+                    assert_eq!(&found.text, expected, "{place}");
+                    assert!(found.stopped, "{place}");
+                }
             }
+            let prompt = model.lvlm.embed_as(&asked[0].0, Form::Question).unwrap();
+            assert!(decoder.answers_together(&prompt), "{name}, {kind}");
         }
     }
 }
@@ -427,10 +437,14 @@ fn a_decoder_of_three_files_answers_and_is_edited_as_the_whole_one() {
     assert_eq!(bundle.layout(), Layout::TransformersExporter);
     let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
     let mut gated = model.decoder(LayerRange::All, Outputs::Model, 1).unwrap();
-    for sample in &data("forget").samples {
-        let found =
-            generate::greedy(&mut model.lvlm, &mut gated, sample, &Gates::new(), LIMIT).unwrap();
-        assert_eq!(&found.text, &answers[&sample.question]);
+    let asked = data("forget").samples.into_iter();
+    let asked: Vec<_> = asked.map(|sample| (sample, LIMIT)).collect();
+    for batch in [1, 3] {
+        let lvlm = &mut model.lvlm;
+        let found = generate::greedy_each(lvlm, &mut gated, &asked, &Gates::new(), batch);
+        for (found, (sample, _)) in found.unwrap().iter().zip(&asked) {
+            assert_eq!(&found.text, &answers[&sample.question]);
+        }
     }
     let expected = coefficients(&layouts("optimum"), &data("forget"), 1);
     let found = apart(&expected, &coefficients(folder.path(), &data("forget"), 1));

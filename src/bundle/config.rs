@@ -36,7 +36,8 @@ pub struct Config {
     /// Longest answer, in tokens: `max_new_tokens` of `generation_config.json`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_new_tokens: Option<usize>,
-    /// Longest prompt and answer together, in tokens: `max_length` of `generation_config.json`.
+    /// Longest prompt and answer together, in tokens: `max_length` of `generation_config.json`, or where
+    /// there is none `search.max_length` of `genai_config.json`, unless that is all that the model takes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_length: Option<usize>,
     /// Whether there is a `vision_config`.
@@ -56,6 +57,10 @@ impl Config {
             };
         };
         let generation = Document::open(tree, "generation_config.json")?;
+        let map = match generation {
+            Some(_) => None,
+            None => Document::open(tree, super::onnxruntime_genai::MAP)?,
+        };
         let eos = match generation.as_ref().map(|g| g.ids("eos_token_id")) {
             Some(ids) => ids?,
             None => Vec::new(),
@@ -79,7 +84,10 @@ impl Config {
             },
             eos_token_ids,
             max_new_tokens: limit("max_new_tokens")?,
-            max_length: limit("max_length")?,
+            max_length: match &map {
+                Some(map) => genai_max_length(map)?,
+                None => limit("max_length")?,
+            },
             vision: config
                 .value
                 .get("vision_config")
@@ -97,10 +105,18 @@ impl Config {
             image_token_id: map.id("model.image_token_id")?,
             eos_token_ids: map.ids("model.eos_token_id")?,
             max_new_tokens: None,
-            max_length: None,
+            max_length: genai_max_length(map)?,
             vision: map.get("model.vision").is_some_and(Value::is_object),
         })
     }
+}
+
+/// `search.max_length` of onnxruntime-genai's map. Its builder writes the model's `context_length` there
+/// (`builder.py`, `make_genai_config`): that is no limit that somebody chose.
+fn genai_max_length(map: &Document) -> Result<Option<usize>, Error> {
+    let context = map.count(&["model.context_length"])?;
+    let limit = map.count(&["search.max_length"])?;
+    Ok(limit.filter(|&limit| context.is_none_or(|context| limit < context)))
 }
 
 /// Where a configuration keeps the language model's own, for models of several parts.

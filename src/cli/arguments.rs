@@ -180,12 +180,30 @@ impl WeakenArguments {
 }
 
 /// How answers are generated.
-#[derive(Args, Clone, Default)]
+#[derive(Args, Clone)]
 pub(super) struct GenerationArguments {
     /// Longest answer, in tokens (default: max_new_tokens or max_length of the model's
     /// generation_config.json, or 50)
     #[arg(long, value_name = "N", value_parser = parse_positive)]
     max_new_tokens: Option<usize>,
+    /// Questions to answer at the same time, at most; 1: one by one
+    ///
+    /// Those with prompts of one length, where the model takes batches and computes each row by itself.
+    #[arg(long, default_value_t = GENERATE_BATCH, value_name = "N", value_parser = parse_positive)]
+    generate_batch: usize,
+}
+
+/// See docs/benchmarks.md.
+const GENERATE_BATCH: usize = 8;
+
+impl Default for GenerationArguments {
+    /// What the flags' defaults say.
+    fn default() -> GenerationArguments {
+        GenerationArguments {
+            max_new_tokens: None,
+            generate_batch: GENERATE_BATCH,
+        }
+    }
 }
 
 impl GenerationArguments {
@@ -194,6 +212,7 @@ impl GenerationArguments {
         let given = self.max_new_tokens.map(Limit::NewTokens);
         generate::Options {
             limit: given.unwrap_or_else(|| Limit::of(bundle.config())),
+            batch: self.generate_batch,
         }
     }
 }

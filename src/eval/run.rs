@@ -50,19 +50,31 @@ pub fn evaluate(
     settings: &Settings,
     mut progress: impl FnMut(usize),
 ) -> Result<Measured, Error> {
+    let generation = settings.generation;
     let mut answers = Vec::with_capacity(samples.len());
-    for (done, sample) in samples.iter().enumerate() {
-        let mut asked = Asked {
-            lvlm,
-            decoder,
-            gates,
-            sample,
+    for window in samples.chunks(generation.batch.saturating_mul(WINDOW).max(1)) {
+        let mut say = |question: fn(&Sample, Limit) -> Option<(Sample, Limit)>| {
+            let put = window
+                .iter()
+                .map(|sample| question(sample, generation.limit));
+            let put: Vec<Option<(Sample, Limit)>> = put.collect();
+            let questions: Vec<_> = put.iter().flatten().cloned().collect();
+            let said = generate::greedy_each(lvlm, decoder, &questions, gates, generation.batch)?;
+            let mut said = said.into_iter().map(|answer| answer.text);
+            let said = put.iter().map(|put| put.as_ref().and_then(|_| said.next()));
+            Ok::<Vec<Option<String>>, Error>(said.collect())
         };
-        answers.push(score(
-            asked.answered(settings.generation.limit)?,
-            &settings.scoring,
-        ));
-        progress(done + 1);
+        let said = say(choice)?.into_iter().zip(say(open)?);
+        for (sample, (choice, open)) in window.iter().zip(said) {
+            let mut asked = Asked {
+                lvlm,
+                decoder,
+                gates,
+                sample,
+            };
+            answers.push(score(asked.answered(choice, open)?, &settings.scoring));
+            progress(answers.len());
+        }
     }
     Ok(Measured {
         summary: Summary::of(&answers),
@@ -73,6 +85,27 @@ pub fn evaluate(
 /// The longest answer to a question that is put as multiple choice, in tokens.
 const CHOICE_TOKENS: usize = 5;
 
+/// Batches of samples whose prompts are held at the same time: the more there are, the more of them are of
+/// one length.
+const WINDOW: usize = 4;
+
+/// A sample's question as multiple choice, where it is to be put like that.
+fn choice(sample: &Sample, limit: Limit) -> Option<(Sample, Limit)> {
+    let choice = sample.choice.as_ref().filter(|_| sample.feed.is_none())?;
+    let put = Sample {
+        question: choice_prompt(&sample.question, &choice.options),
+        ..sample.clone()
+    };
+    Some((put, limit.at_most(CHOICE_TOKENS)))
+}
+
+/// A sample's question as it is, where it is to be put.
+fn open(sample: &Sample, limit: Limit) -> Option<(Sample, Limit)> {
+    // Ready-made inputs end with their answer.
+    let put = sample.feed.is_none() && sample.task != Task::Choice;
+    put.then(|| (sample.clone(), limit))
+}
+
 /// One sample, asked.
 struct Asked<'a> {
     lvlm: &'a mut Lvlm,
@@ -82,7 +115,11 @@ struct Asked<'a> {
 }
 
 impl Asked<'_> {
-    fn answered(&mut self, limit: Limit) -> Result<Answered, Error> {
+    fn answered(
+        &mut self,
+        choice: Option<String>,
+        open: Option<String>,
+    ) -> Result<Answered, Error> {
         let sample = self.sample;
         let mut answered = Answered {
             id: sample.id.clone(),
@@ -98,18 +135,19 @@ impl Asked<'_> {
             answered.likelihood = Some(self.likelihood(&sample.answer)?);
             return Ok(answered);
         }
-        if let Some(choice) = &sample.choice {
-            let question = choice_prompt(&sample.question, &choice.options);
-            answered.choice = Some(Chosen {
+        answered.choice = sample
+            .choice
+            .as_ref()
+            .zip(choice)
+            .map(|(choice, prediction)| Chosen {
                 options: choice.options.clone(),
                 correct: choice.correct,
-                prediction: self.says(&question, limit.at_most(CHOICE_TOKENS))?,
+                prediction,
             });
-        }
         if sample.task == Task::Choice {
             return Ok(answered);
         }
-        answered.prediction = Some(self.says(&sample.question, limit)?);
+        answered.prediction = open;
         answered.likelihood = Some(self.likelihood(&sample.answer)?);
         if let Some(paraphrased) = &sample.paraphrased_answer {
             answered.paraphrased = Some(self.likelihood(paraphrased)?.loss());
@@ -118,16 +156,6 @@ impl Asked<'_> {
             answered.perturbed.push(self.likelihood(perturbed)?.loss());
         }
         Ok(answered)
-    }
-
-    /// The greedy answer to `question`, put in place of the sample's.
-    fn says(&mut self, question: &str, limit: Limit) -> Result<String, Error> {
-        let sample = Sample {
-            question: question.to_owned(),
-            ..self.sample.clone()
-        };
-        let generated = generate::greedy(self.lvlm, self.decoder, &sample, self.gates, limit)?;
-        Ok(generated.text)
     }
 
     /// What the model makes of `answer`, put in place of the sample's.

@@ -53,7 +53,7 @@ pub struct Token {
 pub struct Cache {
     past: Past,
     tokens: usize,
-    /// The prompt's own decoder inputs, of which every step is given its part.
+    /// The first prompt's own decoder inputs, of which every step is given its part.
     inputs: Vec<DecoderInput>,
 }
 
@@ -61,7 +61,7 @@ enum Past {
     /// Keys and values, by input name.
     Values(Vec<(String, DynValue)>),
     /// All that was run, where the model keeps nothing.
-    Nothing(Box<Embedded>),
+    Nothing(Vec<Embedded>),
 }
 
 impl Decoder {
@@ -289,26 +289,43 @@ impl Decoder {
                 model: model.clone(),
                 source,
             })?;
-        logits_of(&model, &outputs, &self.names, self.lm_head.as_mut(), false)
+        logits_of(&model, &outputs, &self.names, self.lm_head.as_mut(), None)
     }
 
-    /// Runs a prompt and keeps the cache: the logits of its last token `[vocabulary]`, and the cache.
+    /// Whether [`Decoder::start`] takes `prompt` together with others of its length, and each is answered
+    /// as it would be alone: every graph leaves the batch open and computes each row by itself, and the
+    /// prompt brings nothing of its own.
+    pub fn answers_together(&self, prompt: &Embedded) -> bool {
+        let parts = [Some(&self.prompt), self.decode.as_ref()];
+        prompt.decoder_inputs.is_empty()
+            && parts
+                .into_iter()
+                .flatten()
+                .all(|part| part.leaves_batch_open(&self.names))
+            && (parts.into_iter().flatten())
+                .chain(&self.lm_head)
+                .all(|part| part.row_by_row)
+    }
+
+    /// Runs `B` prompts of one length and keeps the cache: the logits of the last token of each
+    /// `[B, vocabulary]`, and the cache. More than one only where [`Decoder::answers_together`].
     ///
     /// # Errors
     /// As [`Decoder::logits`]; an input of the cache has no output.
     pub fn start(
         &mut self,
-        prompt: &Embedded,
+        prompts: &[&Embedded],
         gates: &Gates,
-    ) -> Result<(Array1<f32>, Cache), Error> {
-        let inputs = self.prompt_inputs(&[prompt], gates, 1)?;
-        let tokens = prompt.input_ids.len();
+    ) -> Result<(Array2<f32>, Cache), Error> {
+        let inputs = self.prompt_inputs(prompts, gates, 1)?;
+        let first = prompts.first();
+        let tokens = first.map_or(0, |prompt| prompt.input_ids.len());
         let next = self.decode.as_ref().unwrap_or(&self.prompt);
         let wanted = wanted(next, &self.names);
         let run = (&mut self.prompt, self.lm_head.as_mut());
-        let (logits, values) = run_last(run, inputs, &self.names, wanted)?;
+        let (logits, values) = run_last(run, inputs, prompts.len(), &self.names, wanted)?;
         let past = match values.is_empty() {
-            true => Past::Nothing(Box::new(prompt.clone())),
+            true => Past::Nothing(prompts.iter().map(|&prompt| prompt.clone()).collect()),
             false => Past::Values(values),
         };
         Ok((
@@ -316,33 +333,34 @@ impl Decoder {
             Cache {
                 past,
                 tokens,
-                inputs: prompt.decoder_inputs.clone(),
+                inputs: first.map_or_else(Vec::new, |prompt| prompt.decoder_inputs.clone()),
             },
         ))
     }
 
-    /// Runs one more token at `position` after `cache`.
+    /// Runs one more token of each of the prompts after `cache`, with its position.
     ///
     /// # Errors
     /// As [`Decoder::start`].
     pub fn step(
         &mut self,
-        token: &Token,
-        position: i64,
+        next: &[(Token, i64)],
         cache: Cache,
         gates: &Gates,
-    ) -> Result<(Array1<f32>, Cache), Error> {
+    ) -> Result<(Array2<f32>, Cache), Error> {
         let tokens = cache.tokens + 1;
         let values = match cache.past {
             Past::Values(values) => values,
             Past::Nothing(mut all) => {
-                all.push(token, position)
-                    .map_err(|e| self.prompt.failed(e))?;
-                return self.start(&all, gates);
+                for (text, (token, position)) in all.iter_mut().zip(next) {
+                    text.push(token, *position)
+                        .map_err(|e| self.prompt.failed(e))?;
+                }
+                return self.start(&all.iter().collect::<Vec<_>>(), gates);
             }
         };
         let part = self.decode.as_mut().unwrap_or(&mut self.prompt);
-        let mut run = Run::step(token, position, cache.tokens);
+        let mut run = Run::step(next, cache.tokens).map_err(|e| part.failed(e))?;
         run.own = (cache.inputs.iter())
             .map(|own| NamedTensor {
                 name: own.tensor.name.clone(),
@@ -356,7 +374,7 @@ impl Decoder {
         inputs.extend(values.into_iter().map(|(name, value)| (name, value.into())));
         let wanted = wanted(part, &self.names);
         let run = (part, self.lm_head.as_mut());
-        let (logits, values) = run_last(run, inputs, &self.names, wanted)?;
+        let (logits, values) = run_last(run, inputs, next.len(), &self.names, wanted)?;
         Ok((
             logits,
             Cache {
@@ -413,13 +431,15 @@ fn wanted(next: &Part, names: &DecoderNames) -> Vec<(String, Vec<String>)> {
 
 type Values = Vec<(String, DynValue)>;
 
-/// Runs a part: the last token's logits, and the outputs that the next run wants as its cache.
+/// Runs a part: the logits of the last token of each row of the batch, and the outputs that the next run
+/// wants as its cache.
 fn run_last(
     (part, lm_head): (&mut Part, Option<&mut Part>),
     inputs: Inputs<'_>,
+    batch: usize,
     names: &DecoderNames,
     wanted: Vec<(String, Vec<String>)>,
-) -> Result<(Array1<f32>, Values), Error> {
+) -> Result<(Array2<f32>, Values), Error> {
     let model = part.model.clone();
     let mut outputs = part.session.run(inputs).map_err(|source| Error::Run {
         model: model.clone(),
@@ -430,10 +450,7 @@ fn run_last(
         expected,
         found: "none".into(),
     };
-    let logits = logits_of(&model, &outputs, names, lm_head, true)?;
-    let last = logits.axis_iter(Axis(0)).next_back();
-    let last = last.map(|row| row.to_owned());
-    let last = last.ok_or_else(|| interface("logits of at least one token".into()))?;
+    let last = logits_of(&model, &outputs, names, lm_head, Some(batch))?;
     let mut values = Vec::with_capacity(wanted.len());
     for (input, present) in wanted {
         let value = present.iter().find_map(|output| outputs.remove(output));
@@ -449,16 +466,20 @@ fn run_last(
 }
 
 /// The logits `[T, vocabulary]` among a decoder's outputs, or what its output projection makes of its
-/// hidden states; with `last` those of the last token at least.
+/// hidden states; with `last` those of the last token of each of so many rows: `[B, vocabulary]`.
 fn logits_of(
     model: &Path,
     outputs: &SessionOutputs<'_>,
     names: &DecoderNames,
     lm_head: Option<&mut Part>,
-    last: bool,
+    last: Option<usize>,
 ) -> Result<Array2<f32>, Error> {
     if let Some(logits) = outputs.get(names.logits.as_str()) {
-        return rows(model, logits);
+        let logits = rows(model, logits)?;
+        return match last {
+            Some(batch) => last_rows(model, &logits, batch),
+            None => Ok(logits),
+        };
     }
     let hidden = HIDDEN_STATES.iter().find_map(|name| outputs.get(*name));
     let (Some(hidden), Some(head)) = (hidden, lm_head) else {
@@ -473,12 +494,24 @@ fn logits_of(
         });
     };
     let hidden = rows(model, hidden)?;
-    let from = if last {
-        hidden.nrows().saturating_sub(1)
-    } else {
-        0
-    };
-    project(head, hidden.slice(s![from.., ..]))
+    match last {
+        Some(batch) => project(head, last_rows(model, &hidden, batch)?.view()),
+        None => project(head, hidden.view()),
+    }
+}
+
+/// The last token's row of each of `batch` samples, out of those of all their tokens `[B · T, size]`.
+fn last_rows(model: &Path, rows: &Array2<f32>, batch: usize) -> Result<Array2<f32>, Error> {
+    let tokens = rows.nrows().checked_div(batch).unwrap_or(0);
+    if tokens == 0 || tokens * batch != rows.nrows() {
+        return Err(Error::Interface {
+            model: model.to_owned(),
+            expected: format!("an output of at least one token for each of {batch} prompts"),
+            found: format!("{} rows", rows.nrows()),
+        });
+    }
+    let last: Vec<usize> = (1..=batch).map(|row| row * tokens - 1).collect();
+    Ok(rows.select(Axis(0), &last))
 }
 
 /// Logits `[T, vocabulary]` of hidden states `[T, d_model]`.
@@ -503,7 +536,7 @@ fn project(head: &mut Part, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>, 
     rows(&model, &first)
 }
 
-/// An output `[1, T, size]` as float32 `[T, size]`.
+/// An output `[B, T, size]` as float32 `[B · T, size]`.
 fn rows(model: &Path, value: &DynValue) -> Result<Array2<f32>, Error> {
     let (shape, data) = to_floats(value).map_err(|source| Error::Run {
         model: model.to_owned(),
@@ -514,7 +547,7 @@ fn rows(model: &Path, value: &DynValue) -> Result<Array2<f32>, Error> {
     let rows = data.len().checked_div(size).unwrap_or(0);
     Array2::from_shape_vec((rows, size), data).map_err(|_| Error::Interface {
         model: model.to_owned(),
-        expected: "an output [1, T, size]".into(),
+        expected: "an output [B, T, size]".into(),
         found,
     })
 }

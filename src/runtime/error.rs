@@ -70,7 +70,7 @@ pub enum Error {
     /// A prompt leaves no room for an answer.
     #[error(
         "{sample}: expected a prompt of fewer than {limit} tokens (max_length in \
-         generation_config.json), found {tokens}"
+         generation_config.json or genai_config.json), found {tokens}"
     )]
     LongPrompt {
         /// The sample.

@@ -4,6 +4,8 @@
 //! key/value cache, as transformers' `generate(do_sample=False)` gives it; or what the model makes of
 //! each token of the sample's own answer.
 
+use std::collections::BTreeMap;
+
 use ndarray::{ArrayView1, Axis};
 use serde::{Deserialize, Serialize};
 
@@ -84,10 +86,12 @@ impl Limit {
 pub struct Options {
     /// How long they may get.
     pub limit: Limit,
+    /// Questions of one run, at most.
+    pub batch: usize,
 }
 
 /// An answer that was generated.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Generated {
     /// The new tokens, without the one that ended them.
     pub ids: Vec<i64>,
@@ -109,28 +113,134 @@ pub fn greedy(
     gates: &Gates,
     limit: Limit,
 ) -> Result<Generated, Error> {
-    let prompt = lvlm.embed_as(sample, Form::Question)?;
-    let max_new_tokens = limit.after(&prompt)?;
-    let mut position = prompt.next_position;
-    let mut ids = Vec::new();
-    let mut stopped = false;
-    let (mut logits, mut cache) = decoder.start(&prompt, gates)?;
-    while ids.len() < max_new_tokens {
-        let id = argmax(logits.view());
-        if lvlm.family()?.eos_token_ids().contains(&id) {
-            stopped = true;
-            break;
+    let prompt = Prompt::of(lvlm, sample, limit)?;
+    let answers = together(lvlm, decoder, &[&prompt], gates)?;
+    Ok(answers.into_iter().next().unwrap_or_default())
+}
+
+/// [`greedy`] for each of `questions`, in their order, up to `batch` of them in one run. Only prompts of
+/// one length share a run: none is padded.
+///
+/// # Errors
+/// As [`greedy`].
+pub fn greedy_each(
+    lvlm: &mut Lvlm,
+    decoder: &mut Decoder,
+    questions: &[(Sample, Limit)],
+    gates: &Gates,
+    batch: usize,
+) -> Result<Vec<Generated>, Error> {
+    let mut answers = Vec::with_capacity(questions.len());
+    let mut held = Vec::new();
+    let mut tokens = 0;
+    for (sample, limit) in questions {
+        let prompt = Prompt::of(lvlm, sample, *limit)?;
+        if tokens + prompt.tokens() > MOST_TOKENS_HELD && !held.is_empty() {
+            answers.extend(each(lvlm, decoder, &held, gates, batch)?);
+            held.clear();
+            tokens = 0;
         }
-        ids.push(id);
-        if ids.len() == max_new_tokens {
-            break;
-        }
-        let token = lvlm.towers.token(id)?;
-        (logits, cache) = decoder.step(&token, position, cache, gates)?;
-        position += 1;
+        tokens += prompt.tokens();
+        held.push(prompt);
     }
-    let text = lvlm.family()?.tokenizer().decode(&ids, true)?;
-    Ok(Generated { ids, text, stopped })
+    answers.extend(each(lvlm, decoder, &held, gates, batch)?);
+    Ok(answers)
+}
+
+/// Tokens of all prompts that wait for others of their length, at most: each is an embedding.
+const MOST_TOKENS_HELD: usize = 4 * MOST_TOKENS_TOGETHER;
+
+/// Tokens of all prompts of a run, at most, where it holds more than one: a decoder may give logits for
+/// every one of them.
+const MOST_TOKENS_TOGETHER: usize = 2048;
+
+/// Answers `prompts`, in their order.
+fn each(
+    lvlm: &mut Lvlm,
+    decoder: &mut Decoder,
+    prompts: &[Prompt],
+    gates: &Gates,
+    batch: usize,
+) -> Result<Vec<Generated>, Error> {
+    let mut alike: BTreeMap<usize, Vec<(usize, &Prompt)>> = BTreeMap::new();
+    let mut runs = Vec::new();
+    for (place, prompt) in prompts.iter().enumerate() {
+        match decoder.answers_together(&prompt.embedded) {
+            true => alike
+                .entry(prompt.tokens())
+                .or_default()
+                .push((place, prompt)),
+            false => runs.push(vec![(place, prompt)]),
+        }
+    }
+    for (tokens, prompts) in alike {
+        let room = MOST_TOKENS_TOGETHER.checked_div(tokens).unwrap_or(1);
+        runs.extend(prompts.chunks(batch.min(room).max(1)).map(<[_]>::to_vec));
+    }
+    let mut answers = BTreeMap::new();
+    for run in runs {
+        let (places, prompts): (Vec<_>, Vec<_>) = run.into_iter().unzip();
+        let answered = together(lvlm, decoder, &prompts, gates)?;
+        answers.extend(places.into_iter().zip(answered));
+    }
+    Ok(answers.into_values().collect())
+}
+
+/// A question, ready to be run.
+struct Prompt {
+    embedded: Embedded,
+    /// New tokens after it.
+    most: usize,
+}
+
+impl Prompt {
+    fn of(lvlm: &mut Lvlm, sample: &Sample, limit: Limit) -> Result<Prompt, Error> {
+        let embedded = lvlm.embed_as(sample, Form::Question)?;
+        let most = limit.after(&embedded)?;
+        Ok(Prompt { embedded, most })
+    }
+
+    fn tokens(&self) -> usize {
+        self.embedded.input_ids.len()
+    }
+}
+
+/// Answers prompts of one length in one run. An answer that ended is run along with the others, and what
+/// is said after its end is left out.
+fn together(
+    lvlm: &mut Lvlm,
+    decoder: &mut Decoder,
+    prompts: &[&Prompt],
+    gates: &Gates,
+) -> Result<Vec<Generated>, Error> {
+    let embedded: Vec<&Embedded> = prompts.iter().map(|prompt| &prompt.embedded).collect();
+    let mut answers = vec![Generated::default(); prompts.len()];
+    let (mut logits, mut cache) = decoder.start(&embedded, gates)?;
+    for step in 0i64.. {
+        let ids: Vec<i64> = logits.outer_iter().map(argmax).collect();
+        let stops = lvlm.family()?.eos_token_ids();
+        let mut going = false;
+        for ((answer, prompt), id) in answers.iter_mut().zip(prompts).zip(&ids) {
+            if !answer.stopped && answer.ids.len() < prompt.most {
+                match stops.contains(id) {
+                    true => answer.stopped = true,
+                    false => answer.ids.push(*id),
+                }
+            }
+            going |= !answer.stopped && answer.ids.len() < prompt.most;
+        }
+        if !going {
+            break;
+        }
+        let tokens = lvlm.towers.tokens(&ids)?.into_iter();
+        let positions = embedded.iter().map(|prompt| prompt.next_position + step);
+        let next: Vec<_> = tokens.zip(positions).collect();
+        (logits, cache) = decoder.step(&next, cache, gates)?;
+    }
+    for answer in &mut answers {
+        answer.text = lvlm.family()?.tokenizer().decode(&answer.ids, true)?;
+    }
+    Ok(answers)
 }
 
 /// What the model makes of an answer, token by token, each given the true ones before it.

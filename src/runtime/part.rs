@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ndarray::{Array1, Array2, Array3, ArrayD, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, Axis, concatenate, s};
 use ort::session::{Session, SessionInputValue};
 
 use super::engine::{Engine, Work};
@@ -17,7 +17,7 @@ use crate::bundle::DecoderNames;
 use crate::graph::session::SessionModel;
 use crate::graph::{ANSWER_MASK, LayerId, gate_name};
 use crate::kvw::Gates;
-use crate::onnx::ModelFile;
+use crate::onnx::{ModelFile, graphs};
 use crate::preprocess::feeds::kind;
 use crate::preprocess::{DecoderInput, NamedTensor, PositionIds, TensorValue};
 
@@ -36,7 +36,17 @@ pub(super) struct Part {
     ports: BTreeMap<String, Port>,
     /// The inputs of the model as it is; an instrumented graph may need fewer.
     declared: Vec<String>,
+    /// Whether what is computed of a row of a batch does not depend on the others.
+    pub(super) row_by_row: bool,
 }
+
+/// Operators that quantize a tensor by its own largest and smallest value: the rows of a batch would
+/// share a scale.
+const SCALE_OF_ALL_ROWS: &[&str] = &[
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+];
 
 /// What one run computes: `T` tokens of `B` samples, after `P` that the cache holds.
 pub(super) struct Run {
@@ -78,6 +88,10 @@ impl Part {
             declared: (model.graph().input.iter())
                 .map(|input| input.name().to_owned())
                 .collect(),
+            row_by_row: !graphs(model.proto())
+                .into_iter()
+                .flat_map(|graph| &graph.node)
+                .any(|node| SCALE_OF_ALL_ROWS.contains(&node.op_type())),
         })
     }
 
@@ -105,6 +119,25 @@ impl Part {
         let main = [&names.inputs_embeds, &names.input_ids];
         let main = main.into_iter().find_map(|name| self.ports.get(name));
         main.is_some_and(|port| port.dims.first().is_none_or(|&size| size != 1))
+    }
+
+    /// Whether every input that has a row for each sample leaves open how many there are.
+    pub(super) fn leaves_batch_open(&self, names: &DecoderNames) -> bool {
+        let main = [
+            &names.inputs_embeds,
+            &names.input_ids,
+            &names.attention_mask,
+        ];
+        self.ports.values().all(|port| {
+            let axis = if main.contains(&&port.name) || names.present(&port.name).is_some() {
+                0
+            } else if port.name == names.position_ids {
+                port.dims.len().saturating_sub(2)
+            } else {
+                return true;
+            };
+            port.dims.get(axis).is_some_and(|&size| size < 0)
+        })
     }
 
     pub(super) fn failed(&self, source: ort::Error) -> Error {
@@ -335,22 +368,33 @@ impl Run {
         Ok(run)
     }
 
-    /// One more token of one sample, after `past` others.
-    pub(super) fn step(token: &super::Token, position: i64, past: usize) -> Run {
+    /// One more token of each sample with its position, after `past` others.
+    pub(super) fn step(next: &[(super::Token, i64)], past: usize) -> Result<Run, ort::Error> {
+        let batch = next.len();
         let number = i64::try_from(past).unwrap_or(i64::MAX);
-        let mut positions = Array3::from_elem((4, 1, 1), position);
-        positions.slice_mut(s![0, .., ..]).fill(number);
-        Run {
-            ids: Array2::from_elem((1, 1), token.id),
-            embeds: token.embedding.clone(),
-            attention: Array2::ones((1, past + 1)),
+        let mut positions = Array3::from_elem((4, batch, 1), number);
+        for (index, (_, position)) in next.iter().enumerate() {
+            positions.slice_mut(s![1.., index, ..]).fill(*position);
+        }
+        let embeds: Option<Vec<ArrayView3<'_, f32>>> = (next.iter())
+            .map(|(token, _)| token.embedding.as_ref().map(|embedding| embedding.view()))
+            .collect();
+        let embeds = embeds.map(|embeds| concatenate(Axis(0), &embeds));
+        Ok(Run {
+            ids: next
+                .iter()
+                .map(|(token, _)| [token.id])
+                .collect::<Vec<_>>()
+                .into(),
+            embeds: (embeds.transpose()).map_err(|error| ort::Error::new(error.to_string()))?,
+            attention: Array2::ones((batch, past + 1)),
             positions,
             keep: 1,
             cached: true,
             ready: false,
             own: Vec::new(),
             name: "an answer".to_owned(),
-        }
+        })
     }
 }
 

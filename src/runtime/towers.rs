@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use ndarray::{Array2, Array3, ArrayD, Ix3, aview1};
+use ndarray::{Array2, Array3, ArrayD, Ix3, aview1, s};
 use ort::session::Session;
 
 use super::engine::{Engine, Work};
@@ -207,15 +207,21 @@ impl Towers {
         component.embed(ids, None).map(Some)
     }
 
-    /// One token, for [`super::Decoder::step`].
+    /// The next token of each of several answers, for [`super::Decoder::step`].
     ///
     /// # Errors
     /// As [`Towers::embed`].
-    pub fn token(&mut self, id: i64) -> Result<Token, Error> {
-        Ok(Token {
-            id,
-            embedding: self.embed(&[id])?,
-        })
+    pub fn tokens(&mut self, ids: &[i64]) -> Result<Vec<Token>, Error> {
+        let embeddings = self.embed(ids)?;
+        let each = ids.iter().enumerate();
+        Ok(each
+            .map(|(place, &id)| Token {
+                id,
+                embedding: embeddings
+                    .as_ref()
+                    .map(|all| all.slice(s![.., place..place + 1, ..]).to_owned()),
+            })
+            .collect())
     }
 
     /// What the vision encoder makes of an image, in the order of its outputs. `tensors` are what the
