@@ -392,6 +392,163 @@ fn a_report_without_samples_and_a_model_card_name_nobody() {
     assert!(card.contains("| full name | 100"), "{card}");
 }
 
+/// What `kvw probe` and `kvw sweep` say of the demo's model, few samples each.
+fn probed_and_swept() -> &'static Path {
+    static FOLDER: OnceLock<TempDir> = OnceLock::new();
+    let folder = FOLDER.get_or_init(|| {
+        let folder = copy();
+        let run = |arguments: &[&str]| {
+            let output = kvw(folder.path()).args(arguments).output().unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{stderr}");
+        };
+        let (forget, retain) = ("kvw-demo/data/forget.jsonl", "kvw-demo/data/retain.jsonl");
+        run(&[
+            "probe",
+            "kvw-demo/model",
+            "--plan",
+            "kvw-demo/forget.plan",
+            "--forget",
+            forget,
+            "--retain",
+            retain,
+            "--eval",
+            "forget=kvw-demo/data/forget_probes.jsonl",
+            "--limit",
+            "3",
+            "--control",
+            "permuted=2",
+            "--min-k",
+            "0.1",
+            "-o",
+            "probe.json",
+        ]);
+        run(&[
+            "sweep",
+            "kvw-demo/model",
+            "--forget",
+            forget,
+            "--retain",
+            retain,
+            "--gamma",
+            "0.2,0.4",
+            "--layers",
+            "0-2",
+            "--eval-limit",
+            "4",
+            "-o",
+            "sweep.json",
+        ]);
+        folder
+    });
+    folder.path()
+}
+
+/// The part of the page under the heading of this id.
+fn section<'p>(page: &'p str, id: &str) -> &'p str {
+    let (_, rest) = page.split_once(&format!("<h2 id=\"{id}\">")).unwrap();
+    rest.split_once("</section>").unwrap().0
+}
+
+#[test]
+fn a_report_shows_probes_controls_and_the_trade_off() {
+    let folder = probed_and_swept();
+    let all = [
+        "--probe",
+        "probe.json",
+        "--sweep",
+        "sweep.json",
+        "--samples",
+        "0",
+    ];
+    let page = report(folder, &all);
+    // The template engine escapes slashes too.
+    let page = page.replace("&#x2f;", "/");
+    let holds = section(&page, "robustness");
+    assert_eq!(holds.matches("<svg").count(), 1);
+    for part in [
+        "forget_probes/paraphrased_questions",
+        "retain/facts_by_image",
+        "<td>3</td>",
+        "ranked first",
+        "the same gates on other neurons, 2 draws",
+        "from the column <code>paraphrased_questions</code>",
+    ] {
+        assert!(holds.contains(part), "{part}: {holds}");
+    }
+    let settings = section(&page, "tradeoff");
+    assert_eq!(settings.matches("<svg").count(), 1);
+    let sweep = json(&folder.join("sweep.json"));
+    for point in sweep["points"].as_array().unwrap() {
+        let forget = 100.0 * point["tradeoff"]["forget"].as_f64().unwrap();
+        let row = format!(
+            "gamma {}, layers 0-2</th><td>{forget:.0}\u{a0}%</td>",
+            point["parameters"]["gamma"]
+        );
+        assert!(settings.contains(&row), "{row}: {settings}");
+    }
+    assert!(
+        settings.contains(
+            sweep["pick"]["rule"]
+                .as_str()
+                .unwrap()
+                .split('≥')
+                .next()
+                .unwrap()
+        )
+    );
+    // Without them neither section is there, and the page says that nobody probed.
+    let without = report(folder, &["--samples", "0"]);
+    for id in ["robustness", "tradeoff"] {
+        assert!(!without.contains(&format!("id=\"{id}\"")), "{id}");
+    }
+    assert!(without.contains("No probes were given"));
+    assert!(!page.contains("No probes were given"));
+
+    let card = report(folder, &[&all[..4], &["--format", "markdown"]].concat());
+    for part in [
+        "Asked in other ways, before → after:",
+        "| forget/facts\\_by\\_name (forget) | 3 |",
+        "| the same gates on other neurons, 2 draws | forget | full name |",
+        "2 settings were tried",
+    ] {
+        assert!(card.contains(part), "{part}: {card}");
+    }
+}
+
+#[test]
+fn what_stands_between_backticks_is_code_on_the_page() {
+    let page = fs::read_to_string(demo().join("kvw-demo/report.html")).unwrap();
+    assert!(page.contains("(rule at <code>eval::text::is_degenerate</code>)"));
+    let (_, body) = page.split_once("<body>").unwrap();
+    let (body, _) = body.split_once("<script>").unwrap();
+    assert!(!body.contains('`'));
+}
+
+#[test]
+fn probes_of_another_plan_are_refused() {
+    let folder = probed_and_swept();
+    let mut probes = json(&folder.join("probe.json"));
+    for other in [Value::from("00".repeat(32)), Value::Null] {
+        probes["plan_digest"] = other;
+        let file = TempDir::new().unwrap();
+        let path = file.path().join("other.json");
+        fs::write(&path, probes.to_string()).unwrap();
+        let output = kvw(folder)
+            .args(["report", "kvw-demo/unlearned", "-o", "refused", "--probe"])
+            .arg(&path)
+            .output()
+            .unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{stderr}");
+        assert!(
+            stderr.contains("expected probes of the plan of kvw-demo/unlearned"),
+            "{stderr}"
+        );
+        assert!(!folder.join("refused").exists());
+    }
+}
+
 #[test]
 fn another_plan_than_the_folders_is_refused() {
     let folder = copy();

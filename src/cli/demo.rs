@@ -7,8 +7,8 @@ use include_dir::{Dir, include_dir};
 use serde::{Deserialize, Serialize};
 
 use super::arguments::{
-    DataArguments, GenerationArguments, RuntimeArguments, SetArgument, StepArguments,
-    WeakenArguments,
+    DataArguments, GenerationArguments, RuntimeArguments, ScoringArguments, SetArgument,
+    StepArguments, WeakenArguments,
 };
 use super::outcome::Outcome;
 use super::printer::Printer;
@@ -115,6 +115,7 @@ impl Demo {
             targets: TargetArguments::default(),
             controls: ControlArguments::default(),
             generation: GenerationArguments::default(),
+            scoring: ScoringArguments::default(),
             reading: DataArguments::default(),
             runtime: self.runtime.clone(),
         };
@@ -145,6 +146,7 @@ impl Demo {
             folder: &unlearn.output,
             evidence: unlearned.evaluation_file.as_deref(),
             plan: unlearned.plan_file.as_deref(),
+            probes: None,
             sweep: None,
             policy: Some(&self.output.join(POLICY)),
             original: Some(&unlearn.model),

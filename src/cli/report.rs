@@ -27,6 +27,9 @@ pub(super) struct Report {
     /// Its plan: shows the gates
     #[arg(long, value_name = "FILE")]
     plan: Option<PathBuf>,
+    /// A file of `kvw probe`: shows what came of asking in other ways, and of controls
+    #[arg(long, value_name = "FILE")]
+    probe: Option<PathBuf>,
     /// A file of `kvw sweep`: shows the trade-off
     #[arg(long, value_name = "FILE")]
     sweep: Option<PathBuf>,
@@ -72,6 +75,7 @@ impl Report {
             folder: &self.folder,
             evidence: self.evidence.as_deref(),
             plan: self.plan.as_deref(),
+            probes: self.probe.as_deref(),
             sweep: self.sweep.as_deref(),
             policy: self.policy.as_deref(),
             original: self.original.as_deref(),

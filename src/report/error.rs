@@ -38,6 +38,22 @@ pub enum Error {
         /// The plan's.
         found: Sha256,
     },
+    /// Probes of another plan than the one that the folder was made with.
+    #[error(
+        "{}: expected probes of the plan of {} ({expected}), found {}",
+        probes.display(), folder.display(),
+        found.map_or_else(|| "none named".to_owned(), |found| found.to_string())
+    )]
+    OtherProbes {
+        /// The probes' file.
+        probes: PathBuf,
+        /// The model folder.
+        folder: PathBuf,
+        /// The receipt's digest of the gates.
+        expected: Sha256,
+        /// The digest that the file names.
+        found: Option<Sha256>,
+    },
     /// A picture's set cannot be read.
     #[error(transparent)]
     Dataset(#[from] crate::dataset::Error),
@@ -66,6 +82,9 @@ impl Error {
             Error::Sweep(error) => error.hint(),
             Error::OtherPlan { .. } => {
                 Some("leave --plan out, or give the plan that `kvw unlearn --plan` kept".to_owned())
+            }
+            Error::OtherProbes { .. } => {
+                Some("give a file that `kvw probe -o` wrote, with the folder's plan".to_owned())
             }
             Error::Dataset(error) => error.hint(),
             Error::Picture(error) => error.hint(),

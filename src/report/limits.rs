@@ -49,6 +49,13 @@ pub(super) fn of(subject: &Subject<'_>) -> Vec<String> {
             }
         }
     }
+    if subject.probes.is_none() {
+        limits.push(
+            "No probes were given (`kvw probe`): nobody knows here what other questions, other images or \
+             hints would bring back."
+                .into(),
+        );
+    }
     if subject.plan.is_none() {
         limits.push("The plan was not given: the gates are not shown.".into());
     }

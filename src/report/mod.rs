@@ -19,6 +19,7 @@ mod number;
 mod page;
 mod pictures;
 mod plot;
+mod robustness;
 mod sources;
 mod subject;
 

@@ -4,8 +4,9 @@
 //! published model.
 
 use super::markdown::{code, escape};
+use super::robustness::Robustness;
 use super::{Subject, number};
-use crate::eval::{EvidenceSet, Role, metric};
+use crate::eval::{EvidenceSet, Role, title};
 use crate::graph::LayerId;
 
 /// The metrics that a card shows.
@@ -72,6 +73,17 @@ pub fn model_card(subject: &Subject<'_>) -> String {
             number::percent(evidence.bootstrap.confidence)
         );
     }
+    text += &robustness(subject);
+    if let Some(sweep) = subject.sweep {
+        text += &format!(
+            "{} settings were tried; the rule of the pick: {}.\n\n",
+            sweep.points.len(),
+            escape(&sweep.objective.rule())
+        );
+        if let Some(picked) = sweep.picked() {
+            text += &format!("Picked: {}.\n\n", escape(&picked.to_string()));
+        }
+    }
     let verdict = subject.verdict;
     if !verdict.policy.is_empty() {
         text += &format!(
@@ -83,13 +95,57 @@ pub fn model_card(subject: &Subject<'_>) -> String {
     text + "Weakening is not proof of erasure: the numbers say what the model answered on these sets.\n"
 }
 
+/// What was asked in other ways, and what luck does.
+fn robustness(subject: &Subject<'_>) -> String {
+    let found = Robustness::of(subject.probes, subject.evidence);
+    let mut text = String::new();
+    if !found.asked.is_empty() {
+        text += "Asked in other ways, before → after:\n\n| asked | samples |";
+        for metric in &found.metrics {
+            text += &format!(" {} |", escape(metric));
+        }
+        text += &format!("\n|---|---|{}\n", "---|".repeat(found.metrics.len()));
+        for row in &found.asked {
+            let kind = row.kind.as_str();
+            text += &format!("| {} ({kind}) | {} |", escape(&row.set), row.samples);
+            for cell in &row.cells {
+                text += &match (&cell.before, &cell.after) {
+                    (Some(before), Some(after)) => format!(" {before} → {after} |"),
+                    _ => " – |".to_owned(),
+                };
+            }
+            text.push('\n');
+        }
+        for probe in &found.probes {
+            text += &format!("\n- `{}`: {}", probe.probe, escape(probe.asks));
+        }
+        text += "\n\n";
+    }
+    if !found.controls.is_empty() {
+        text += "| control | set | metric | mean | each draw |\n|---|---|---|---|---|\n";
+        for row in &found.controls {
+            text += &format!(
+                "| {}, {} draws | {} | {} | {} | {} |\n",
+                row.control,
+                row.draws,
+                escape(&row.set),
+                escape(&row.metric),
+                row.mean,
+                row.each
+            );
+        }
+        text.push('\n');
+    }
+    text
+}
+
 fn row(set: &EvidenceSet, name: &str, roles: &[Role]) -> String {
     let value = |role: &Role| set.models.get(role)?.summary.get(name);
     let has = |role: &Role| value(role).is_some_and(|estimate| estimate.value.is_some());
     if !roles.iter().any(has) {
         return String::new();
     }
-    let title = metric(name).map_or(name, |metric| metric.title);
+    let title = title(name);
     let cells: String = roles
         .iter()
         .map(|role| {
@@ -102,6 +158,6 @@ fn row(set: &EvidenceSet, name: &str, roles: &[Role]) -> String {
         escape(&set.set),
         set.kind.as_str(),
         set.samples,
-        escape(title)
+        escape(&title)
     )
 }

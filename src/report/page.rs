@@ -12,11 +12,12 @@ use sha2::{Digest as _, Sha256};
 
 use super::plot::intervals::{Mark, Point, Row};
 use super::plot::{heat, intervals, layers, tradeoff as settings};
+use super::robustness::Robustness;
 use super::{Error, Subject, limits, number};
 use crate::check::Verdict;
 use crate::edit::Receipt;
 use crate::eval::text::Leak;
-use crate::eval::{Answer, Evidence, EvidenceSet, Role, SetKind, metric};
+use crate::eval::{Answer, Evidence, EvidenceSet, Role, SetKind, metric, title};
 use crate::graph::LayerId;
 use crate::kvw::Plan;
 use crate::sweep::{Measure, Sweep};
@@ -52,6 +53,9 @@ struct Page {
     figures: Vec<Figure>,
     sets: Vec<Set>,
     comparisons: Comparisons,
+    robustness: Option<Robustness>,
+    /// Names and facts told, of what must be forgotten, by probe.
+    probed: Option<Value>,
     tradeoff: Option<Tradeoff>,
     gates: Option<Gates>,
     samples: Samples,
@@ -243,6 +247,9 @@ pub fn page(subject: &Subject<'_>) -> Result<String, Error> {
         figures: evidence.map_or_else(|| Ok(Vec::new()), figures)?,
         sets: evidence.map(sets).unwrap_or_default(),
         comparisons: evidence.map(comparisons).unwrap_or_default(),
+        robustness: Some(Robustness::of(subject.probes, evidence))
+            .filter(|robustness| !robustness.is_empty()),
+        probed: subject.probes.map(probed).transpose()?.flatten(),
         tradeoff: subject.sweep.map(tradeoff).transpose()?,
         gates: subject.plan.map(gates).transpose()?,
         samples: samples(subject),
@@ -348,6 +355,18 @@ fn figures(evidence: &Evidence) -> Result<Vec<Figure>, Error> {
     Ok(figures)
 }
 
+/// What every probe of a set to be forgotten still tells.
+fn probed(probes: &Evidence) -> Result<Option<Value>, Error> {
+    let sets = probes.sets.iter();
+    let sets = sets.filter(|set| set.kind == SetKind::Forget && set.probe.is_some());
+    let rows: Vec<Row> = sets.filter_map(|set| row(set, "leak_any")).collect();
+    if rows.is_empty() {
+        return Ok(None);
+    }
+    let plot = intervals::plot(&rows).map_err(Error::Plot)?;
+    Ok(Some(Value::from_safe_string(plot)))
+}
+
 fn row(set: &EvidenceSet, name: &str) -> Option<Row> {
     let points: Vec<Point> = ROLES
         .iter()
@@ -413,15 +432,6 @@ fn sets(evidence: &Evidence) -> Vec<Set> {
         }
     };
     evidence.sets.iter().map(set).collect()
-}
-
-/// A metric's title; a member of a family has its own name in it.
-fn title(name: &str) -> String {
-    let title = metric(name).map_or(name, |metric| metric.title);
-    match name.split_once('.') {
-        Some((_, member)) => format!("{title}: {member}"),
-        None => title.to_owned(),
-    }
 }
 
 fn cell(name: &str, estimate: Option<&crate::eval::Estimate>) -> Cell {
@@ -664,6 +674,15 @@ fn leak(leak: &Leak) -> String {
     }
 }
 
+/// How many rows of a set could not be used, to go behind its samples.
+fn rows_left_out(rows: usize) -> String {
+    match rows {
+        0 => String::new(),
+        1 => " (1 row could not be used)".to_owned(),
+        rows => format!(" ({rows} rows could not be used)"),
+    }
+}
+
 fn provenance(receipt: Option<&Receipt>, evidence: Option<&Evidence>) -> Vec<Entry> {
     let mut entries = Vec::new();
     let mut put = |key: &'static str, value: String| entries.push(Entry { key, value });
@@ -705,10 +724,12 @@ fn provenance(receipt: Option<&Receipt>, evidence: Option<&Evidence>) -> Vec<Ent
                         None => value.to_string(),
                     })
                 };
+                let left_out = set.get("left_out").and_then(|rows| rows.as_array());
                 let value = format!(
-                    "{name}: {}, {} samples, sha256 {}",
+                    "{name}: {}, {} samples{}, sha256 {}",
                     text("file"),
                     text("samples"),
+                    rows_left_out(left_out.map_or(0, Vec::len)),
                     text("sha256")
                 );
                 put("data of the plan", value);
@@ -747,10 +768,17 @@ fn provenance(receipt: Option<&Receipt>, evidence: Option<&Evidence>) -> Vec<Ent
         );
         for set in &evidence.sets {
             let value = format!(
-                "{}: {} samples, sha256 {}",
-                set.set, set.samples, set.sha256
+                "{}: {} samples{}, sha256 {}",
+                set.set,
+                set.samples,
+                rows_left_out(set.left_out.len()),
+                set.sha256
             );
             put("evaluated set", value);
+            for row in &set.left_out {
+                let value = format!("{}: {} row {}: {}", set.set, row.file, row.row, row.problem);
+                put("left out", value);
+            }
         }
     }
     entries

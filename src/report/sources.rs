@@ -23,6 +23,8 @@ pub struct Sources<'a> {
     pub evidence: Option<&'a Path>,
     /// The plan.
     pub plan: Option<&'a Path>,
+    /// A file of `kvw probe`.
+    pub probes: Option<&'a Path>,
     /// A sweep's file.
     pub sweep: Option<&'a Path>,
     /// The policy to judge by; without one only the files are checked.
@@ -77,6 +79,17 @@ impl Sources<'_> {
                 });
             }
         }
+        let probes = self.probes.map(Evidence::read).transpose()?;
+        if let (Some(path), Some((probes, _)), Some(receipt)) = (self.probes, &probes, &receipt)
+            && probes.plan_digest != Some(receipt.plan_digest)
+        {
+            return Err(Error::OtherProbes {
+                probes: path.to_owned(),
+                folder: self.folder.to_owned(),
+                expected: receipt.plan_digest,
+                found: probes.plan_digest,
+            });
+        }
         let sweep = self.sweep.map(Sweep::read).transpose()?;
         let pictures = match self.samples {
             0 => Pictures::default(),
@@ -91,6 +104,7 @@ impl Sources<'_> {
                 (None, None) => None,
             },
             plan: plan.as_ref().map(|(plan, _)| plan),
+            probes: probes.as_ref().map(|(probes, _)| probes),
             sweep: sweep.as_ref(),
             pictures: &pictures,
             samples: self.samples,

@@ -18,6 +18,8 @@ pub struct Subject<'a> {
     pub evidence: Option<&'a Evidence>,
     /// The gates.
     pub plan: Option<&'a Plan>,
+    /// What a file of `kvw probe` holds.
+    pub probes: Option<&'a Evidence>,
     /// The settings that were tried.
     pub sweep: Option<&'a Sweep>,
     /// The samples' pictures.

@@ -1,10 +1,11 @@
 """Opens a report in headless Chromium and checks what a reader relies on.
 
-    python tools/report/check_page.py REPORT.html [--screenshots FOLDER]
+    python tools/report/check_page.py REPORT.html [--sections ID …] [--models NAME …] [--screenshots FOLDER]
 
 At phone and desktop width, light and dark: nothing on the console, nothing loaded, every plot drawn and
 not empty, no text cut and no sideways scrolling of the page, text with enough contrast, filters that the
-keyboard reaches and that filter. Needs Chromium with its driver, and `requirements.txt`.
+keyboard reaches and that filter; the named sections there with a plot each, and the named models in every table of a
+set and every legend. Needs Chromium with its driver, and `requirements.txt`.
 """
 
 import argparse
@@ -153,6 +154,24 @@ def check_filters(driver, check):
     select.send_keys(Keys.HOME)
 
 
+def check_content(driver, check, sections, models):
+    for section in sections:
+        plots = driver.execute_script(
+            "const h = document.getElementById(arguments[0]);"
+            "return h && [...h.closest('section').querySelectorAll('.plot svg')].length", section)
+        check(plots, f"section {section} is there, with a plot: {plots}")
+    heads = driver.execute_script(
+        "return [...document.querySelectorAll('h3[id^=set-] ~ .scroll:not(details .scroll) thead')].map(t => t.textContent)")
+    legend = driver.execute_script("return document.querySelector('.legend')?.textContent ?? ''")
+    for model in models:
+        check(heads and all(model in head for head in heads), f"every set has a column {model}: {heads[:3]}")
+        check(model in legend, f"the legend names {model}: {legend}")
+    ticks = driver.execute_script(
+        "return [...document.querySelectorAll('main *, footer *')].filter(e => !e.closest('.sample') && "
+        "[...e.childNodes].some(n => n.nodeType === 3 && n.data.includes('`'))).map(e => e.textContent.slice(0, 60))")
+    check(not ticks, f"no backtick is shown as it is: {ticks[:3]}")
+
+
 def check_view(driver, check, name, screenshots):
     for details in driver.find_elements(By.TAG_NAME, "details"):
         driver.execute_script("arguments[0].open = true", details)
@@ -189,6 +208,8 @@ def check_view(driver, check, name, screenshots):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("report", type=pathlib.Path)
+    parser.add_argument("--sections", nargs="*", default=[], help="ids of headings whose sections must have a plot")
+    parser.add_argument("--models", nargs="*", default=[], help="models that every set must show")
     parser.add_argument("--screenshots", type=pathlib.Path, help="put a picture of each view there")
     arguments = parser.parse_args()
     if arguments.screenshots:
@@ -212,6 +233,7 @@ def main():
                     ".then(all => all.filter(Boolean))"
                 )
                 check(not broken, f"every picture is shown: {broken[:3]}")
+                check_content(driver, check, arguments.sections, arguments.models)
                 check_view(driver, check, f"{name}-{scheme}", arguments.screenshots)
                 check_filters(driver, check)
                 console = [entry["message"] for entry in driver.get_log("browser")]

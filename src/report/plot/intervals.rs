@@ -4,7 +4,7 @@ use plotters::element::{Circle, PathElement, Text, TriangleMarker};
 use plotters::style::text_anchor::HPos;
 use plotters::style::{Color as _, RGBColor, ShapeStyle};
 
-use super::{Error, WIDTH, fitted, palette, px, svg, text, units};
+use super::{Error, WIDTH, fitted, palette, px, svg, text, units, width};
 
 /// A model's mark.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,7 +37,8 @@ pub(in super::super) struct Row {
     pub(in super::super) points: Vec<Point>,
 }
 
-const LEFT: i32 = 116;
+/// The place for labels: as wide as they need, within these.
+const LEFT: (i32, i32) = (116, 196);
 const RIGHT: i32 = 22;
 const TOP: i32 = 8;
 const BOTTOM: i32 = 28;
@@ -53,7 +54,9 @@ pub(in super::super) fn plot(rows: &[Row]) -> Result<String, Error> {
     let plot_height: i32 = rows.iter().map(row_height).sum();
     let height = u32::try_from(TOP + plot_height + BOTTOM)?;
     let right = i32::try_from(WIDTH)? - RIGHT;
-    let x = |value: f64| LEFT + px(value.clamp(0.0, 1.0) * f64::from(right - LEFT));
+    let longest = rows.iter().map(|row| width(&row.label)).max().unwrap_or(0);
+    let left = (longest + 12).clamp(LEFT.0, LEFT.1);
+    let x = |value: f64| left + px(value.clamp(0.0, 1.0) * f64::from(right - left));
     svg(height, |area| {
         for quarter in 0..=4u32 {
             let value = f64::from(quarter) / 4.0;
@@ -66,10 +69,10 @@ pub(in super::super) fn plot(rows: &[Row]) -> Result<String, Error> {
         let mut top = TOP;
         for row in rows {
             let middle = top + row_height(row) / 2;
-            let label = fitted(&row.label, LEFT - 12);
+            let label = fitted(&row.label, left - 12);
             area.draw(&Text::new(
                 label,
-                (LEFT - 10, middle),
+                (left - 10, middle),
                 text(&palette::INK, HPos::Right),
             ))?;
             for (index, point) in row.points.iter().enumerate() {

@@ -67,6 +67,11 @@ fn text(color: &RGBColor, horizontal: HPos) -> TextStyle<'_> {
         .pos(Pos::new(horizontal, VPos::Center))
 }
 
+/// About how wide a label is.
+fn width(label: &str) -> i32 {
+    px((f64::from(units(label.chars().count())) * CHARACTER).ceil())
+}
+
 /// A label that fits into `width` units, cut with an ellipsis where it must be.
 fn fitted(label: &str, width: i32) -> String {
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A few dozen.
