@@ -455,6 +455,19 @@ pub fn compare(
     Ok(agreement)
 }
 
+/// Fails where both sets are the same file: what is to be kept is not what is to be forgotten.
+///
+/// # Errors
+/// [`Error::SameSet`].
+pub fn check_different(forget: &Dataset, retain: &Dataset) -> Result<(), Error> {
+    match retain.sha256 == forget.sha256 {
+        true => Err(Error::SameSet {
+            path: retain.path.clone(),
+        }),
+        false => Ok(()),
+    }
+}
+
 /// The provenance object of coefficients and plans.
 ///
 /// # Errors
@@ -468,14 +481,16 @@ pub fn provenance(
     let mut sets = serde_json::Map::new();
     for (name, dataset) in data {
         let digest = dataset.content_sha256()?;
-        sets.insert(
-            (*name).to_owned(),
-            serde_json::json!({
-                "file": dataset.path.file_name().map(|name| name.to_string_lossy()),
-                "samples": dataset.samples.len(),
-                "sha256": digest,
-            }),
-        );
+        let mut set = serde_json::json!({
+            "file": dataset.path.file_name().map(|name| name.to_string_lossy()),
+            "samples": dataset.samples.len(),
+            "sha256": digest,
+        });
+        let left_out = dataset.left_out();
+        if !left_out.is_empty() {
+            set["left_out"] = serde_json::json!(left_out);
+        }
+        sets.insert((*name).to_owned(), set);
     }
     Ok(serde_json::json!({
         "model": identity,

@@ -173,6 +173,80 @@ fn unusable_rows_are_counted_named_and_too_many_are_an_error() {
     );
 }
 
+/// Who reads the evaluation, the plan or the receipt sees what was not measured.
+#[test]
+fn rows_that_were_left_out_are_named_in_evaluation_plan_and_receipt() {
+    let folder = tempfile::tempdir().unwrap();
+    let mixed = folder.path().join("forget");
+    std::fs::create_dir(&mixed).unwrap();
+    let copy = |from: &str, to: &str| {
+        std::fs::copy(fixtures("benchmarks").join(from), mixed.join(to)).unwrap();
+    };
+    copy(
+        "clear/forget05/train-00000-of-00002.parquet",
+        "train-00000-of-00002.parquet",
+    );
+    // Rows with neither a caption nor an answer.
+    copy(
+        "mllmu/ft_Data/train-00000-of-00001.parquet",
+        "train-00001-of-00002.parquet",
+    );
+    let out = folder.path().join("unlearned");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kvw"));
+    command.arg("unlearn").arg(fixtures("demo/model"));
+    command
+        .arg("--forget")
+        .arg(format!("clear:{}", mixed.display()));
+    command.arg("--retain").arg(address("clear", "retain95"));
+    command
+        .args([
+            "--gamma",
+            "0.4",
+            "--layers",
+            "0-2",
+            "--eval-limit",
+            "2",
+            "-o",
+        ])
+        .arg(&out);
+    command.arg("--plan").arg(folder.path().join("forget.plan"));
+    let refused = command.output().unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{said}");
+    assert!(
+        said.contains("5 unusable rows, more than the 0 allowed"),
+        "{said}"
+    );
+
+    let run = command.args(["--max-bad-rows", "5"]).output().unwrap();
+    let said = String::from_utf8_lossy(&run.stderr).into_owned();
+    assert!(run.status.success(), "{said}");
+    assert_eq!(said.matches("left out:").count(), 5, "{said}");
+    let (evidence, _) = Evidence::read(&folder.path().join("unlearned.evaluation.json")).unwrap();
+    let left_out = &evidence.set("forget").unwrap().left_out;
+    assert_eq!(left_out.len(), 5);
+    assert_eq!(left_out[0].file, "train-00001-of-00002.parquet");
+    assert_eq!(left_out[4].row, 4);
+    assert_eq!(
+        left_out[0].problem,
+        "expected a caption or an answer, found neither"
+    );
+    assert!(evidence.set("retain95").unwrap().left_out.is_empty());
+    let receipt: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(out.join("kvw.json")).unwrap()).unwrap();
+    let (_, provenance) = kvw::kvw::load_plan(&folder.path().join("forget.plan")).unwrap();
+    for (place, data) in [
+        ("receipt", &receipt["plan"]["data"]),
+        ("plan", &provenance["data"]),
+    ] {
+        let rows = data["forget"]["left_out"].as_array();
+        assert_eq!(rows.map(Vec::len), Some(5), "{place}: {data}");
+        assert!(data["retain"]["left_out"].is_null(), "{place}");
+    }
+    let of_receipt = &receipt["evaluation"]["sets"][0]["left_out"];
+    assert_eq!(of_receipt.as_array().map(Vec::len), Some(5));
+}
+
 #[test]
 fn a_folder_that_is_not_one_whole_split_is_refused() {
     let folder = tempfile::tempdir().unwrap();

@@ -1542,37 +1542,12 @@ fn read_json(path: &Path) -> Value {
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
 }
 
-/// The same values. Decimals that were read and written again may have moved by a last bit.
-fn assert_same_json(found: &Value, expected: &Value, at: &str) {
-    match (found, expected) {
-        (Value::Object(a), Value::Object(b)) => {
-            assert!(a.keys().eq(b.keys()), "{at}");
-            for (key, value) in a {
-                assert_same_json(value, &b[key], &format!("{at}.{key}"));
-            }
-        }
-        (Value::Array(a), Value::Array(b)) => {
-            assert_eq!(a.len(), b.len(), "{at}");
-            for (index, (a, b)) in a.iter().zip(b).enumerate() {
-                assert_same_json(a, b, &format!("{at}[{index}]"));
-            }
-        }
-        (Value::Number(a), Value::Number(b)) => {
-            let (a, b) = (a.as_f64().unwrap(), b.as_f64().unwrap());
-            assert!(
-                (a - b).abs() <= 1e-14 * a.abs().max(b.abs()),
-                "{at}: {a} {b}"
-            );
-        }
-        _ => assert_eq!(found, expected, "{at}"),
-    }
-}
-
 #[test]
 fn a_sweep_goes_on_where_it_stopped_and_ends_as_if_it_never_had() {
     let folder = TempDir::new().unwrap();
     let file = folder.path().join("sweep.json");
     done(&mut sweep(folder.path(), "0.4,0.05", "0-2"));
+    let bytes = fs::read(&file).unwrap();
     let written = read_json(&file);
     let gammas: Vec<f64> = written["points"]
         .as_array()
@@ -1596,7 +1571,7 @@ fn a_sweep_goes_on_where_it_stopped_and_ends_as_if_it_never_had() {
         assert!(told.contains("2 of 2: gamma 0.4"), "{told}");
         assert!(!told.contains("gamma 0.05, layers"), "{told}");
         assert!(output.status.success());
-        assert_same_json(&read_json(&file), &written, "");
+        assert_eq!(text(&fs::read(&file).unwrap()), text(&bytes));
     }
 
     // The same sweep on other data, and a file that is no sweep.
@@ -1618,7 +1593,7 @@ fn a_sweep_goes_on_where_it_stopped_and_ends_as_if_it_never_had() {
         sweep(folder.path(), "0.4", "0-2").args(["--metric", "beauty"]),
         "cannot choose by beauty of the forget set: there is no such metric",
     );
-    assert_same_json(&read_json(&file), &written, "");
+    assert_eq!(text(&fs::read(&file).unwrap()), text(&bytes));
     fs::write(&file, b"{\"format\": \"kvw-plan\", \"schema_version\": 1}").unwrap();
     refused(
         &mut sweep(folder.path(), "0.4", "0-2"),
@@ -1754,7 +1729,7 @@ fn probes_ask_in_other_ways_and_say_what_they_could_not() {
             ("shapes", 3),
         ]
     );
-    let skipped: Vec<_> = told["skipped"]
+    let skipped: Vec<_> = told["not_asked"]
         .as_array()
         .unwrap()
         .iter()

@@ -416,7 +416,8 @@ proptest! {
         samples in proptest::collection::vec((text(), text(), text(), proptest::option::of(text()), proptest::collection::vec((-1e2..0.0, -9.0..9.0, any::<bool>()), 0..5)), 0..6)
     ) {
         let people = samples.iter().filter_map(|sample| sample.3.clone()).collect();
-        let scoring = Scoring { people };
+        let min_k = vec!["0.1".parse().unwrap()];
+        let scoring = Scoring { people, min_k };
         let answers: Vec<_> = samples.into_iter().map(|(question, reference, prediction, name, tokens)| {
             let facts = name.iter().map(|name| ("town".to_owned(), name.clone())).collect();
             let mut log = TokenLog::default();

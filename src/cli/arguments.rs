@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::printer::Printer;
 use crate::bundle::Bundle;
-use crate::dataset::{self, Dataset, ReadOptions, Sample};
-use crate::eval::SetKind;
+use crate::dataset::{self, Dataset, ReadOptions};
+use crate::eval::{MinK, SetKind};
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
 use crate::pipeline::{Error, Model};
 use crate::runtime::generate::{self, Limit};
@@ -217,6 +217,16 @@ impl GenerationArguments {
     }
 }
 
+/// How answers are scored.
+#[derive(Args, Clone, Default)]
+#[command(next_help_heading = "Data")]
+pub(super) struct ScoringArguments {
+    /// Shares of Min-K and Min-K++ beside 0.2 and 0.4: of 0.1, the metrics are min_k_10,
+    /// min_k_plus_plus_10, auc_min_k_10 and auc_min_k_plus_plus_10
+    #[arg(long, value_name = "K,…", value_delimiter = ',')]
+    pub(super) min_k: Vec<MinK>,
+}
+
 /// A set to evaluate, and what it is for: `[KIND=]PATH`.
 #[derive(Clone, Debug)]
 pub(super) struct SetArgument {
@@ -246,19 +256,23 @@ impl FromStr for SetArgument {
     }
 }
 
-/// A set that was read, of which the first samples are evaluated.
-pub(super) struct EvaluatedSet<'d> {
-    pub(super) kind: SetKind,
-    pub(super) data: &'d Dataset,
-    pub(super) limit: usize,
+/// Reads the set of every argument.
+pub(super) fn read_sets(
+    arguments: &[SetArgument],
+    reading: &DataArguments,
+    printer: &Printer,
+) -> Result<Vec<Dataset>, Error> {
+    let sets = arguments.iter();
+    sets.map(|set| reading.read(&set.path, printer)).collect()
 }
 
-impl<'d> EvaluatedSet<'d> {
-    /// The samples to evaluate.
-    pub(super) fn samples(&self) -> &'d [Sample] {
-        let samples = &self.data.samples;
-        samples.get(..self.limit).unwrap_or(samples)
-    }
+/// What each of `data`, read for `arguments`, is for.
+pub(super) fn kinds<'d>(
+    arguments: &[SetArgument],
+    data: &'d [Dataset],
+) -> impl Iterator<Item = (SetKind, &'d Dataset)> {
+    let kinds: Vec<SetKind> = arguments.iter().map(|set| set.kind).collect();
+    kinds.into_iter().zip(data)
 }
 
 /// How data is read.
@@ -301,16 +315,6 @@ pub(super) fn refuse_existing(path: &Path, force: bool) -> Result<(), Error> {
             .into())
         }
         _ => Ok(()),
-    }
-}
-
-/// Fails where both sets are the same file.
-pub(super) fn refuse_same_set(forget: &Dataset, retain: &Dataset) -> Result<(), Error> {
-    match retain.sha256 == forget.sha256 {
-        true => Err(Error::SameSet {
-            path: retain.path.clone(),
-        }),
-        false => Ok(()),
     }
 }
 

@@ -6,15 +6,16 @@ use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
-    note_placement, parse_positive, refuse_existing,
+    DataArguments, GenerationArguments, RuntimeArguments, ScoringArguments, SetArgument, kinds,
+    note_placement, parse_positive, read_sets, refuse_existing,
 };
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
+use crate::edit::gates_digest;
 use crate::eval::{
-    Answer, Bootstrap, Estimate, Evidence, EvidenceSet, Role, SCHEMA_VERSION, Settings, Summary,
-    evaluate, metric, set_names,
+    Answer, Estimate, EvaluatedSet, Evidence, EvidenceSet, Role, Settings, Summary, evaluate,
+    metric,
 };
 use crate::files::write_atomic;
 use crate::graph::Outputs;
@@ -68,6 +69,8 @@ pub(super) struct Eval {
     #[command(flatten)]
     generation: GenerationArguments,
     #[command(flatten)]
+    scoring: ScoringArguments,
+    #[command(flatten)]
     reading: DataArguments,
     #[command(flatten)]
     runtime: RuntimeArguments,
@@ -88,12 +91,9 @@ impl Eval {
             refuse_existing(output, self.force)?;
         }
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
-        let data = self
-            .data
-            .iter()
-            .map(|set| self.reading.read(&set.path, printer));
-        let data = data.collect::<Result<Vec<_>, _>>()?;
-        let sets = evaluated_sets(&self.data, &data, self.limit.unwrap_or(usize::MAX));
+        let data = read_sets(&self.data, &self.reading, printer)?;
+        let limit = self.limit.unwrap_or(usize::MAX);
+        let sets = EvaluatedSet::all(kinds(&self.data, &data), limit);
         let plan = self
             .plan
             .as_ref()
@@ -113,17 +113,12 @@ impl Eval {
             None => (model.plain_decoder(forwards)?, Gates::new()),
         };
         note_placement(&engine, printer);
-        let settings = Settings::new(generation, sets.iter().map(|set| set.data));
-        let names = set_names(
-            &sets
-                .iter()
-                .map(|set| set.data.path.as_path())
-                .collect::<Vec<_>>(),
-        );
+        let settings = Settings::new(generation, sets.iter().map(|set| set.data))
+            .with_min_k(&self.scoring.min_k);
         let progress = printer.progress("evaluating", samples);
         let mut before = 0;
         let mut evaluated = Vec::new();
-        for (set, name) in sets.iter().zip(names) {
+        for set in &sets {
             let measured = evaluate(
                 &mut model.lvlm,
                 &mut decoder,
@@ -133,28 +128,19 @@ impl Eval {
                 |done| progress.at(before + done),
             )
             .map_err(Error::from)?;
-            before += set.samples().len();
-            evaluated.push(EvidenceSet {
-                set: name,
-                kind: set.kind,
-                sha256: set.data.content_sha256().map_err(Error::from)?,
-                samples: set.samples().len(),
-                models: [(Role::Model, measured)].into_iter().collect(),
-            });
+            let samples = set.samples().len();
+            before += samples;
+            let models = [(Role::Model, measured)];
+            evaluated.push(
+                set.entry(set.name.clone(), samples, models)
+                    .map_err(Error::from)?,
+            );
         }
         drop(progress);
-        let mut evidence = Evidence {
-            schema_version: SCHEMA_VERSION,
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            max_new_tokens: settings.generation.limit.tokens(),
-            max_length: settings.generation.limit.length(),
-            bootstrap: Bootstrap::default(),
-            agreement: None,
-            runtime: engine.describe(),
-            sets: evaluated,
-            comparisons: Vec::new(),
-            controls: Vec::new(),
-        };
+        let mut evidence = Evidence::of(&settings, engine.describe(), evaluated);
+        evidence.plan_digest = plan
+            .as_ref()
+            .map(|(_, (plan, _))| gates_digest(&plan.gates));
         evidence.compare();
         if let Some(output) = &self.output {
             let bytes = evidence.to_bytes()?;
@@ -255,20 +241,4 @@ pub(super) fn interval(estimate: &Estimate, name: &str) -> String {
 /// Whether a metric is a share of answers.
 fn in_percent(name: &str) -> bool {
     metric(name).is_some_and(|metric| metric.counts)
-}
-
-/// Where evaluated sets come from: each argument with its data.
-pub(super) fn evaluated_sets<'d>(
-    arguments: &[SetArgument],
-    data: &'d [crate::dataset::Dataset],
-    limit: usize,
-) -> Vec<EvaluatedSet<'d>> {
-    let pairs = arguments.iter().zip(data);
-    pairs
-        .map(|(argument, data)| EvaluatedSet {
-            kind: argument.kind,
-            data,
-            limit,
-        })
-        .collect()
 }

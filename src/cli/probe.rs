@@ -1,30 +1,29 @@
 //! `kvw probe`.
 
-use std::path::{Path, PathBuf};
-use std::str::FromStr;
+use std::path::PathBuf;
 
 use clap::Args;
 use serde::Serialize;
 
 use super::arguments::{
-    DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
-    note_placement, parse_positive, refuse_existing, refuse_same_set,
+    DataArguments, GenerationArguments, RuntimeArguments, ScoringArguments, SetArgument, kinds,
+    note_placement, parse_positive, read_sets, refuse_existing,
 };
-use super::eval::{evaluated_sets, header, show};
+use super::eval::{header, show};
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
 use crate::dataset::Sample;
+use crate::edit::gates_digest;
 use crate::eval::{
-    Bootstrap, Control, ControlKind, Evidence, EvidenceSet, Role, SCHEMA_VERSION, SetKind,
-    Settings, evaluate, set_names,
+    Control, ControlKind, EvaluatedSet, Evidence, EvidenceSet, Role, SCHEMA_VERSION, SetKind,
+    Settings,
 };
 use crate::files::write_atomic;
-use crate::graph::Outputs;
-use crate::kvw::{self, Gates, LayerRange, Plan};
-use crate::pipeline::{Error, Model, check_identity, gates_of};
-use crate::probe::{Controls, Material, PROBES};
-use crate::runtime::Engine;
+use crate::kvw;
+use crate::pipeline::{Error, Model, check_different, check_identity};
+use crate::probe::{self, Asked, Asking, Controls, PROBES, Wanted, questions};
+use crate::runtime::Decoder;
 
 /// Ask for the same knowledge in other ways: does the forgetting hold?
 ///
@@ -76,6 +75,8 @@ pub(super) struct ProbeVerb {
     #[command(flatten)]
     generation: GenerationArguments,
     #[command(flatten)]
+    scoring: ScoringArguments,
+    #[command(flatten)]
     reading: DataArguments,
     #[command(flatten)]
     runtime: RuntimeArguments,
@@ -89,41 +90,31 @@ pub(super) struct ControlArguments {
     ///
     /// permuted: the same gates dealt out to other neurons of each layer. other-people: the same settings
     /// on as many other people, drawn from the retain set. May be repeated.
-    #[arg(long = "control", value_name = "KIND[=N]")]
-    pub(super) controls: Vec<ControlArgument>,
+    #[arg(long = "control", value_name = "KIND[=N]", value_parser = parse_control)]
+    pub(super) controls: Vec<Wanted>,
     /// Seed of the controls' draws
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub(super) control_seed: u64,
 }
 
-#[derive(Clone, Copy, Debug)]
-pub(super) struct ControlArgument {
-    kind: ControlKind,
-    draws: usize,
-}
-
 /// Draws of a control, where none are asked for.
 const DRAWS: usize = 3;
 
-impl FromStr for ControlArgument {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<ControlArgument, String> {
-        let (name, draws) = match text.split_once('=') {
-            Some((name, draws)) => (name, parse_positive(draws)?),
-            None => (text, DRAWS),
-        };
-        let kind = match name {
-            "permuted" => ControlKind::Permuted,
-            "other-people" => ControlKind::OtherPeople,
-            _ => {
-                return Err(
-                    "expected permuted or other-people, with =N for the number of draws".into(),
-                );
-            }
-        };
-        Ok(ControlArgument { kind, draws })
-    }
+fn parse_control(text: &str) -> Result<Wanted, String> {
+    let (name, draws) = match text.split_once('=') {
+        Some((name, draws)) => (name, parse_positive(draws)?),
+        None => (text, DRAWS),
+    };
+    let kind = match name {
+        "permuted" => ControlKind::Permuted,
+        "other-people" => ControlKind::OtherPeople,
+        _ => {
+            return Err(
+                "expected permuted or other-people, with =N for the number of draws".into(),
+            );
+        }
+    };
+    Ok(Wanted { kind, draws })
 }
 
 impl ControlArguments {
@@ -134,44 +125,17 @@ impl ControlArguments {
         on: &mut Controls<'_, '_>,
         forget: &[Sample],
         retain: Option<&[Sample]>,
-    ) -> anyhow::Result<Vec<Control>> {
-        let mut controls = Vec::with_capacity(self.controls.len());
-        for control in &self.controls {
-            let what = match control.kind {
-                ControlKind::Permuted => "control: permuted",
-                ControlKind::OtherPeople => "control: other people",
-            };
-            let progress = printer.progress(what, control.draws);
-            let at = |done| progress.at(done);
-            controls.push(match control.kind {
-                ControlKind::Permuted => {
-                    let sets = [("forget", Some(forget)), ("retain", retain)];
-                    let sets: Vec<_> = sets
-                        .into_iter()
-                        .filter_map(|(name, samples)| Some((name, samples?)))
-                        .collect();
-                    on.permuted(control.draws, &sets, at)?
-                }
-                ControlKind::OtherPeople => {
-                    let retain = retain.ok_or_else(|| {
-                        anyhow::anyhow!(
-                            "expected --retain: --control other-people draws people from it"
-                        )
-                    })?;
-                    on.other_people(control.draws, forget, retain, at)?
-                }
-            });
-        }
-        Ok(controls)
+    ) -> Result<Vec<Control>, probe::Error> {
+        let draws = self.controls.iter().map(|control| control.draws).sum();
+        let progress = (draws > 0).then(|| printer.progress("controls", draws));
+        let mut done = 0;
+        on.run(&self.controls, forget, retain, |_, _| {
+            done += 1;
+            if let Some(progress) = &progress {
+                progress.at(done);
+            }
+        })
     }
-}
-
-/// A probe that a set does not have what it needs for.
-#[derive(Serialize)]
-struct Skipped {
-    set: String,
-    probe: &'static str,
-    reason: &'static str,
 }
 
 #[derive(Serialize)]
@@ -180,16 +144,8 @@ struct Probed {
     model: PathBuf,
     plan: PathBuf,
     evaluation_file: Option<PathBuf>,
-    skipped: Vec<Skipped>,
     #[serde(flatten)]
     evidence: Evidence,
-}
-
-/// Samples that are asked together, under one name.
-struct Asked<'a> {
-    name: String,
-    set: &'a EvaluatedSet<'a>,
-    samples: Vec<Sample>,
 }
 
 impl ProbeVerb {
@@ -206,48 +162,43 @@ impl ProbeVerb {
             .map(|path| self.reading.read(path, printer))
             .transpose()?;
         if let Some(retain) = &retain {
-            refuse_same_set(&forget, retain)?;
+            check_different(&forget, retain)?;
         }
-        let extra = self
-            .eval
-            .iter()
-            .map(|set| self.reading.read(&set.path, printer));
-        let extra = extra.collect::<Result<Vec<_>, _>>()?;
-        let given = [
-            (SetKind::Forget, Some(&forget)),
-            (SetKind::Retain, retain.as_ref()),
-        ];
-        let given = given.into_iter().filter_map(|(kind, data)| {
-            Some(EvaluatedSet {
-                kind,
-                data: data?,
-                limit: self.limit,
-            })
+        let extra = read_sets(&self.eval, &self.reading, printer)?;
+        let sets = EvaluatedSet::all(
+            [
+                (SetKind::Forget, Some(&forget)),
+                (SetKind::Retain, retain.as_ref()),
+            ]
+            .into_iter()
+            .filter_map(|(kind, data)| Some((kind, data?)))
+            .chain(kinds(&self.eval, &extra)),
+            self.limit,
+        );
+        let (asked, not_asked) = questions(&sets, |name| {
+            self.probes.is_empty() || self.probes.iter().any(|probe| probe == name)
         });
-        let sets: Vec<_> = given
-            .chain(evaluated_sets(&self.eval, &extra, self.limit))
-            .collect();
-        let paths: Vec<&Path> = sets.iter().map(|set| set.data.path.as_path()).collect();
-        let names = set_names(&paths);
-        let (asked, skipped) = self.asked(&sets, &names);
-
         let engine = self.runtime.engine(printer)?;
         let settings = Settings::new(
             self.generation.options(&bundle),
             sets.iter().map(|set| set.data),
-        );
-        let mut run = Run {
-            printer,
+        )
+        .with_min_k(&self.scoring.min_k);
+        let asking = Asking {
             bundle: &bundle,
             engine: &engine,
             plan: &plan,
             settings: &settings,
-            evaluated: Vec::new(),
         };
-        let (mut model, mut gated) = run.open(self.variant.as_deref(), &asked)?;
+        let (mut model, mut gated) = asking.open(self.variant.as_deref(), &asked)?;
         check_identity(&self.plan, &provenance, &model.identity()?)?;
         note_placement(&engine, printer);
-        run.ask(&mut model, &mut gated, &asked, "")?;
+        let ask = |model: &mut Model<'_>, gated: &mut Decoder, asked: &[Asked<'_, '_>], variant| {
+            let samples: usize = asked.iter().map(|asked| asked.samples.len()).sum();
+            let progress = printer.progress("asking", 2 * samples);
+            asking.ask((model, gated), asked, variant, |done| progress.at(done))
+        };
+        let mut evaluated = ask(&mut model, &mut gated, &asked, None)?;
         let mut on = Controls {
             model: &mut model,
             gated: &mut gated,
@@ -260,31 +211,15 @@ impl ProbeVerb {
         let controls = self
             .controls
             .run(printer, &mut on, &forget.samples, retained)?;
-        let as_they_are: Vec<_> = sets
-            .iter()
-            .zip(&names)
-            .map(|(set, name)| Asked {
-                name: name.clone(),
-                set,
-                samples: set.samples().to_vec(),
-            })
-            .collect();
+        let as_they_are: Vec<_> = sets.iter().map(Asked::as_it_is).collect();
         for variant in &self.also_variant {
-            let (mut model, mut gated) = run.open(Some(variant), &as_they_are)?;
-            run.ask(&mut model, &mut gated, &as_they_are, variant)?;
+            let (mut model, mut gated) = asking.open(Some(variant), &as_they_are)?;
+            evaluated.extend(ask(&mut model, &mut gated, &as_they_are, Some(variant))?);
         }
-        let mut evidence = Evidence {
-            schema_version: SCHEMA_VERSION,
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            max_new_tokens: settings.generation.limit.tokens(),
-            max_length: settings.generation.limit.length(),
-            bootstrap: Bootstrap::default(),
-            agreement: None,
-            runtime: engine.describe(),
-            sets: run.evaluated,
-            comparisons: Vec::new(),
-            controls,
-        };
+        let mut evidence = Evidence::of(&settings, engine.describe(), evaluated);
+        evidence.plan_digest = Some(gates_digest(&plan.gates));
+        evidence.controls = controls;
+        evidence.not_asked = not_asked;
         if let Some(output) = &self.output {
             let bytes = evidence.to_bytes()?;
             write_atomic(output, self.force, |file| file.write_all(&bytes)).map_err(Error::from)?;
@@ -298,121 +233,10 @@ impl ProbeVerb {
             model: self.model.clone(),
             plan: self.plan.clone(),
             evaluation_file: self.output.clone(),
-            skipped,
             evidence,
         };
         printer.result("probe", &probed, || human(&probed))?;
         Ok(Outcome::Done)
-    }
-
-    /// Each set as it is, then each probe of it; and the probes that a set cannot have.
-    fn asked<'a>(
-        &self,
-        sets: &'a [EvaluatedSet<'a>],
-        names: &[String],
-    ) -> (Vec<Asked<'a>>, Vec<Skipped>) {
-        let all: Vec<&Sample> = sets.iter().flat_map(|set| &set.data.samples).collect();
-        let wanted = |name: &str| self.probes.is_empty() || self.probes.iter().any(|p| p == name);
-        let mut asked = Vec::new();
-        let mut skipped = Vec::new();
-        for (set, name) in sets.iter().zip(names) {
-            asked.push(Asked {
-                name: name.clone(),
-                set,
-                samples: set.samples().to_vec(),
-            });
-            for probe in PROBES.iter().filter(|probe| wanted(probe.name)) {
-                let material = Material {
-                    set: set.samples(),
-                    all: &all,
-                };
-                match probe.samples(&material) {
-                    Ok(mut samples) => {
-                        samples.truncate(self.limit);
-                        asked.push(Asked {
-                            name: format!("{name}/{}", probe.name),
-                            set,
-                            samples,
-                        });
-                    }
-                    Err(reason) => skipped.push(Skipped {
-                        set: name.clone(),
-                        probe: probe.name,
-                        reason,
-                    }),
-                }
-            }
-        }
-        (asked, skipped)
-    }
-}
-
-/// What every variant is asked with.
-struct Run<'a> {
-    printer: &'a Printer,
-    bundle: &'a Bundle,
-    engine: &'a Engine,
-    plan: &'a Plan,
-    settings: &'a Settings,
-    evaluated: Vec<EvidenceSet>,
-}
-
-impl<'a> Run<'a> {
-    fn open(
-        &self,
-        variant: Option<&str>,
-        asked: &[Asked<'_>],
-    ) -> Result<(Model<'a>, crate::runtime::Decoder), Error> {
-        let samples: usize = asked.iter().map(|asked| asked.samples.len()).sum();
-        let forwards = 2 * samples.saturating_mul(self.settings.generation.limit.tokens());
-        let model = Model::open(self.bundle, variant, self.engine, forwards)?;
-        for asked in asked {
-            model.check_samples(&asked.samples)?;
-        }
-        let gated = model.decoder(LayerRange::All, Outputs::Model, forwards)?;
-        Ok((model, gated))
-    }
-
-    /// Asks everything, before and after. `variant` goes behind the names, where it is not the first.
-    fn ask(
-        &mut self,
-        model: &mut Model<'_>,
-        gated: &mut crate::runtime::Decoder,
-        asked: &[Asked<'_>],
-        variant: &str,
-    ) -> anyhow::Result<()> {
-        let samples: usize = asked.iter().map(|asked| asked.samples.len()).sum();
-        let progress = self.printer.progress("asking", 2 * samples);
-        let mut done = 0;
-        let after = gates_of(self.plan);
-        for asked in asked {
-            let mut measure = |gates: &Gates| {
-                let measured = evaluate(
-                    &mut model.lvlm,
-                    gated,
-                    &asked.samples,
-                    gates,
-                    self.settings,
-                    |n| progress.at(done + n),
-                );
-                done += asked.samples.len();
-                measured
-            };
-            let before = measure(&Gates::new()).map_err(Error::from)?;
-            let after = measure(&after).map_err(Error::from)?;
-            let models = [(Role::Before, before), (Role::After, after)];
-            self.evaluated.push(EvidenceSet {
-                set: match variant {
-                    "" => asked.name.clone(),
-                    variant => format!("{}@{variant}", asked.name),
-                },
-                kind: asked.set.kind,
-                sha256: asked.set.data.content_sha256().map_err(Error::from)?,
-                samples: asked.samples.len(),
-                models: models.into_iter().collect(),
-            });
-        }
-        Ok(())
     }
 }
 
@@ -444,16 +268,16 @@ fn human(probed: &Probed) -> String {
     });
     let mut text = table(&header(COLUMNS), rows) + "\n";
     for probe in PROBES {
-        let asked = probed.evidence.sets.iter();
-        if asked.into_iter().any(|set| set.set.ends_with(probe.name)) {
+        let mut asked = probed.evidence.sets.iter();
+        if asked.any(|set| set.probe.as_deref() == Some(probe.name)) {
             text += &format!("\n{}: {}", probe.name, probe.asks);
         }
     }
     text += "\n";
-    for skipped in &probed.skipped {
+    for lacking in &probed.evidence.not_asked {
         text += &format!(
             "\nnot asked: {} of {}: {}",
-            skipped.probe, skipped.set, skipped.reason
+            lacking.probe, lacking.set, lacking.reason
         );
     }
     text += &described(&probed.evidence.controls);
@@ -492,7 +316,7 @@ pub(super) fn described(controls: &[Control]) -> String {
                 });
                 text += &format!(
                     "\n  {set}, {}: mean {:.0} %{deviation} (each: {})",
-                    crate::eval::metric(metric).map_or(metric, |metric| metric.title),
+                    crate::eval::title(metric),
                     100.0 * spread.mean,
                     values.join(", ")
                 );

@@ -1,6 +1,5 @@
 //! `kvw sweep`.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use clap::Args;
@@ -8,17 +7,14 @@ use serde::Serialize;
 
 use super::arguments::{
     DataArguments, GenerationArguments, RuntimeArguments, StepArguments, note_placement,
-    parse_gamma, parse_positive, refuse_same_set,
+    parse_gamma, parse_positive,
 };
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
-use crate::dataset::Dataset;
-use crate::eval::set_names;
-use crate::kvw::{KnowledgeVectorWeakening, LayerRange, RuleKind};
+use crate::kvw::LayerRange;
 use crate::pipeline::Error;
-use crate::runtime::{Engine, generate};
-use crate::sweep::{self, Event, Finished, Grid, Measure, Objective, Point, Sweep, Tradeoff};
+use crate::sweep::{self, Event, Grid, Objective, Point, Sweep, Tradeoff};
 
 /// Try many settings: what is forgotten against what is kept
 ///
@@ -87,39 +83,6 @@ pub(super) struct Axes {
     pub(super) layers: Vec<LayerRange>,
 }
 
-/// γ · steps of the default grid: around the 7 to 18 that forgot on the models measured.
-const GAMMA_STEPS: [f64; 5] = [5.0, 7.0, 10.0, 14.0, 20.0];
-
-impl Axes {
-    /// The grid for a model of `layers` layers, where it says how many, and this many steps.
-    pub(super) fn grid(&self, layers: Option<usize>, steps: usize) -> Result<Grid, sweep::Error> {
-        let gammas = match self.gamma.is_empty() {
-            true => GAMMA_STEPS.iter().map(|sum| sum / steps as f64).collect(),
-            false => self.gamma.clone(),
-        };
-        let thirds = layers.into_iter().flat_map(|layers| {
-            let first = |count: usize| LayerRange::Inclusive {
-                start: 0,
-                end: count.saturating_sub(1),
-            };
-            [
-                layers.div_ceil(3),
-                layers.div_ceil(2),
-                (2 * layers).div_ceil(3),
-            ]
-            .map(first)
-        });
-        Ok(Grid {
-            rule: RuleKind::named(KnowledgeVectorWeakening::NAME)?,
-            axes: BTreeMap::from([(KnowledgeVectorWeakening::GAMMA.to_owned(), gammas)]),
-            layers: match self.layers.is_empty() {
-                true => thirds.chain([LayerRange::All]).collect(),
-                false => self.layers.clone(),
-            },
-        })
-    }
-}
-
 /// What is traded against what.
 #[derive(Args, Clone)]
 #[command(next_help_heading = "Choice")]
@@ -140,25 +103,6 @@ pub(super) fn parse_share(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(share) if (0.0..=1.0).contains(&share) => Ok(share),
         _ => Err("expected a number from 0 to 1".into()),
-    }
-}
-
-impl ObjectiveArguments {
-    pub(super) fn objective(&self) -> Objective {
-        objective(&self.metric, self.min_retain, self.target_forget)
-    }
-}
-
-fn objective(metric: &str, min_retain: f64, target_forget: Option<f64>) -> Objective {
-    let measure = |set: &str| Measure {
-        set: set.into(),
-        metric: metric.to_owned(),
-    };
-    Objective {
-        forget: measure("forget"),
-        retain: measure("retain"),
-        min_retain,
-        target_forget,
     }
 }
 
@@ -191,11 +135,8 @@ impl TargetArguments {
     pub(super) fn objective(&self) -> Option<Objective> {
         let metric = self.target_metric.as_deref().unwrap_or("name_accuracy");
         let target = self.target_forget?;
-        Some(objective(
-            metric,
-            self.min_retain.unwrap_or(0.95),
-            Some(target),
-        ))
+        let min_retain = self.min_retain.unwrap_or(0.95);
+        Some(Objective::on(metric, min_retain, Some(target)))
     }
 }
 
@@ -211,28 +152,41 @@ impl SweepVerb {
         let bundle = Bundle::open(&self.model).map_err(Error::from)?;
         let forget = self.reading.read(&self.forget, printer)?;
         let retain = self.reading.read(&self.retain, printer)?;
-        let others = named(&self.eval, &self.reading, printer)?;
+        let others = self
+            .eval
+            .iter()
+            .map(|path| self.reading.read(path, printer));
+        let others = sweep::named(others.collect::<Result<_, _>>()?)?;
         if self.force {
-            remove_file(&self.output)?;
+            Sweep::remove(&self.output)?;
         }
         let steps = self.steps.count(forget.samples.len());
-        let grid = self.axes.grid(bundle.layers(), steps)?;
-        let request = Request {
+        let axes = &self.axes;
+        let grid = Grid::of_gammas(&axes.gamma, &axes.layers, bundle.layers(), steps)?;
+        let engine = self.runtime.engine_for(self.jobs, printer)?;
+        let job = sweep::Job {
+            bundle: &bundle,
+            variant: self.variant.as_deref(),
+            engine: &engine,
+            rule: grid.rule,
             forget: &forget,
             retain: &retain,
             others: &others,
-            rule: grid.rule,
-            points: grid.points()?,
-            objective: self.objective.objective(),
-            steps: &self.steps,
-            eval_limit: self.eval_limit,
+            batch_size: self.steps.batch_size,
+            epochs: self.steps.epochs,
+            order: self.steps.order(),
+            keep_norm: self.steps.keep_norm,
+            limit: self.eval_limit,
             generation: self.generation.options(&bundle),
             jobs: self.jobs,
-            variant: self.variant.as_deref(),
-            output: &self.output,
         };
-        let engine = self.runtime.engine_for(self.jobs, printer)?;
-        let sweep = request.run(printer, &bundle, &engine)?;
+        let objective = &self.objective;
+        let objective = Objective::on(
+            &objective.metric,
+            objective.min_retain,
+            objective.target_forget,
+        );
+        let sweep = run(printer, &job, &grid.points()?, &objective, &self.output)?;
         let swept = Swept {
             output: &self.output,
             sweep: &sweep,
@@ -242,106 +196,31 @@ impl SweepVerb {
     }
 }
 
-/// Datasets by the names of their files, each name once.
-fn named(
-    paths: &[PathBuf],
-    reading: &DataArguments,
+/// Runs a sweep, with what happens on standard error.
+pub(super) fn run(
     printer: &Printer,
-) -> anyhow::Result<Vec<(String, Dataset)>> {
-    let mut taken = BTreeSet::from(["forget".to_owned(), "retain".to_owned()]);
-    paths
-        .iter()
-        .map(|path| {
-            let name = set_names(&[path.as_path()]).concat();
-            anyhow::ensure!(
-                taken.insert(name.clone()),
-                "two sets are called {name}: expected files with different names"
-            );
-            Ok((name, reading.read(path, printer)?))
-        })
-        .collect()
-}
-
-/// Removes a file, if it is there.
-pub(super) fn remove_file(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(crate::files::Error::Io {
-                action: "remove",
-                path: path.to_owned(),
-                source: error,
-            }
-            .into())
+    job: &sweep::Job<'_>,
+    points: &[Point],
+    objective: &Objective,
+    output: &Path,
+) -> Result<Sweep, sweep::Error> {
+    let progress = printer.progress("sweeping", points.len());
+    let watch = |event: Event<'_>| match event {
+        Event::Collecting(done, of) => tracing::debug!("retain sample {done} of {of}"),
+        Event::Jobs {
+            jobs,
+            bytes_each,
+            available,
+        } => printer.note(&jobs_note(jobs, job.jobs, bytes_each, available)),
+        Event::Finished(finished, done, of) => {
+            progress.at(done);
+            printer.note(&format!("{done} of {of}: {finished}"));
         }
-        _ => Ok(()),
-    }
-}
-
-/// A sweep that a verb asks for.
-pub(super) struct Request<'a> {
-    pub(super) forget: &'a Dataset,
-    pub(super) retain: &'a Dataset,
-    pub(super) others: &'a [(String, Dataset)],
-    pub(super) rule: &'static RuleKind,
-    pub(super) points: Vec<Point>,
-    pub(super) objective: Objective,
-    pub(super) steps: &'a StepArguments,
-    pub(super) eval_limit: usize,
-    pub(super) generation: generate::Options,
-    pub(super) jobs: usize,
-    pub(super) variant: Option<&'a str>,
-    pub(super) output: &'a Path,
-}
-
-impl Request<'_> {
-    /// Runs it, with what happens on standard error.
-    pub(super) fn run(
-        &self,
-        printer: &Printer,
-        bundle: &Bundle,
-        engine: &Engine,
-    ) -> Result<Sweep, sweep::Error> {
-        refuse_same_set(self.forget, self.retain)?;
-        let job = sweep::Job {
-            bundle,
-            variant: self.variant,
-            engine,
-            rule: self.rule,
-            forget: self.forget,
-            retain: self.retain,
-            others: self.others,
-            batch_size: self.steps.batch_size,
-            epochs: self.steps.epochs,
-            order: self.steps.order(),
-            keep_norm: self.steps.keep_norm,
-            limit: self.eval_limit,
-            generation: self.generation,
-            jobs: self.jobs,
-        };
-        let progress = printer.progress("sweeping", self.points.len());
-        let sweep =
-            sweep::run(
-                &job,
-                &self.points,
-                &self.objective,
-                self.output,
-                &|event| match event {
-                    Event::Collecting(done, of) => tracing::debug!("retain sample {done} of {of}"),
-                    Event::Jobs {
-                        jobs,
-                        bytes_each,
-                        available,
-                    } => printer.note(&jobs_note(jobs, self.jobs, bytes_each, available)),
-                    Event::Finished(finished, done, of) => {
-                        progress.at(done);
-                        printer.note(&format!("{done} of {of}: {}", line(finished)));
-                    }
-                },
-            )?;
-        drop(progress);
-        note_placement(engine, printer);
-        Ok(sweep)
-    }
+    };
+    let sweep = sweep::run(job, points, objective, output, &watch)?;
+    drop(progress);
+    note_placement(job.engine, printer);
+    Ok(sweep)
 }
 
 fn jobs_note(
@@ -366,24 +245,6 @@ fn jobs_note(
         megabytes(bytes_each),
         megabytes(available)
     )
-}
-
-/// A point and what came of it.
-pub(super) fn line(finished: &Finished) -> String {
-    match (&finished.tradeoff, &finished.failed) {
-        (Some(at), _) => format!(
-            "{}: forget {}, retain {} ({} of untouched)",
-            finished.point,
-            share(at.forget),
-            share(at.retain),
-            share(at.retain_share)
-        ),
-        (None, failed) => format!(
-            "{}: {}",
-            finished.point,
-            failed.as_deref().unwrap_or("no numbers")
-        ),
-    }
 }
 
 fn share(value: f64) -> String {
@@ -435,9 +296,9 @@ fn human(sweep: &Sweep) -> String {
         text += &format!("rule: {}\n", pick.rule);
     }
     text += &match (sweep.picked(), sweep.nearest()) {
-        (Some(point), _) => format!("picked: {}\n", line(point)),
+        (Some(point), _) => format!("picked: {point}\n"),
         (None, Some(point)) => {
-            format!("no point does that; the nearest is {}\n", line(point))
+            format!("no point does that; the nearest is {point}\n")
         }
         (None, None) => "no point could be run\n".to_owned(),
     };

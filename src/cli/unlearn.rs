@@ -9,31 +9,33 @@ use serde::Serialize;
 
 use super::apply::{describe, record};
 use super::arguments::{
-    DataArguments, EvaluatedSet, GenerationArguments, RuntimeArguments, SetArgument,
-    WeakenArguments, note_placement, refuse_existing, refuse_same_set,
+    DataArguments, GenerationArguments, RuntimeArguments, ScoringArguments, SetArgument,
+    WeakenArguments, kinds, note_placement, read_sets, refuse_existing,
 };
-use super::eval::{evaluated_sets, header, interval, show};
+use super::eval::{header, interval, show};
 use super::outcome::Outcome;
 use super::outcome::runs::Disagreement;
 use super::printer::{Printer, table};
 use super::probe::{ControlArguments, described};
-use super::sweep::{Axes, Request, TargetArguments, line, remove_file};
+use super::sweep::{TargetArguments, run};
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, EditPlan, FormChoice, ModelIdentity};
 use crate::eval::{
-    self, Bootstrap, Control, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate,
-    set_names,
+    self, Control, EvaluatedSet, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate,
 };
 use crate::files::{Sha256, write_atomic};
 use crate::graph::Outputs;
 use crate::kvw::{
     self, Coefficients, Gates, KnowledgeVectorWeakening, LayerRange, Plan, PlanSummary, Rule,
+    RuleKind,
 };
-use crate::pipeline::{Error, Model, check_identity, compare, gates_of, provenance};
-use crate::probe::Controls;
+use crate::pipeline::{
+    Error, Model, check_different, check_identity, compare, gates_of, provenance,
+};
+use crate::probe::{self, Controls};
 use crate::runtime::{Decoder, Engine};
-use crate::sweep::{self, Sweep, Tradeoff};
+use crate::sweep::{self, Grid, Sweep};
 
 /// Make a model forget: collect, weaken, apply, verify, evaluate
 ///
@@ -101,6 +103,8 @@ pub(super) struct Unlearn {
     #[command(flatten)]
     pub(super) generation: GenerationArguments,
     #[command(flatten)]
+    pub(super) scoring: ScoringArguments,
+    #[command(flatten)]
     pub(super) reading: DataArguments,
     #[command(flatten)]
     pub(super) runtime: RuntimeArguments,
@@ -159,13 +163,9 @@ impl Unlearn {
             .as_deref()
             .map(|path| self.reading.read(path, printer))
             .transpose()?;
-        let extra = self
-            .eval
-            .iter()
-            .map(|set| self.reading.read(&set.path, printer))
-            .collect::<Result<Vec<_>, _>>()?;
+        let extra = read_sets(&self.eval, &self.reading, printer)?;
         if let Some(retain) = &retain {
-            refuse_same_set(&forget, retain)?;
+            check_different(&forget, retain)?;
         }
         let reference = self
             .reference
@@ -198,20 +198,16 @@ impl Unlearn {
         let edits =
             EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit).map_err(Error::from)?;
         let limit = self.eval_limit;
-        let given = [
-            (SetKind::Forget, Some(&forget)),
-            (SetKind::Retain, retain.as_ref()),
-        ];
-        let given = given.into_iter().filter_map(|(kind, data)| {
-            Some(EvaluatedSet {
-                kind,
-                data: data?,
-                limit,
-            })
-        });
-        let sets: Vec<_> = given
-            .chain(evaluated_sets(&self.eval, &extra, limit))
-            .collect();
+        let sets = EvaluatedSet::all(
+            [
+                (SetKind::Forget, Some(&forget)),
+                (SetKind::Retain, retain.as_ref()),
+            ]
+            .into_iter()
+            .filter_map(|(kind, data)| Some((kind, data?)))
+            .chain(kinds(&self.eval, &extra)),
+            limit,
+        );
         let job = Job {
             arguments: self,
             printer,
@@ -219,7 +215,8 @@ impl Unlearn {
             settings: Settings::new(
                 self.generation.options(&bundle),
                 sets.iter().map(|set| set.data),
-            ),
+            )
+            .with_min_k(&self.scoring.min_k),
             sets: &sets,
             reference,
             plan: &plan,
@@ -293,53 +290,50 @@ impl Unlearn {
             self.eval_limit > 0,
             "expected --eval-limit of at least 1: a target is measured on evaluated samples"
         );
-        let steps = weakening.steps.count(forget.samples.len());
-        let axes = Axes {
-            gamma: weakening.gamma.into_iter().collect(),
-            layers: weakening.layers.into_iter().collect(),
-        };
-        let grid = axes.grid(bundle.layers(), steps)?;
-        let (points, file) = match &self.targets.sweep {
+        let (points, file, rule) = match &self.targets.sweep {
             Some(file) => {
                 let points = Sweep::read(file)?.points;
                 let points = points.into_iter().map(|finished| finished.point);
-                (points.collect(), file.clone())
+                let rule = KnowledgeVectorWeakening::NAME;
+                (
+                    points.collect(),
+                    file.clone(),
+                    RuleKind::named(rule).map_err(Error::from)?,
+                )
             }
             None => {
                 let file = beside(&self.output, ".sweep.json");
                 if self.force {
-                    remove_file(&file)?;
+                    Sweep::remove(&file)?;
                 }
-                (grid.points()?, file)
+                let grid = Grid::of_gammas(
+                    weakening.gamma.as_slice(),
+                    weakening.layers.as_slice(),
+                    bundle.layers(),
+                    weakening.steps.count(forget.samples.len()),
+                )?;
+                (grid.points()?, file, grid.rule)
             }
         };
-        let request = Request {
+        let job = sweep::Job {
+            bundle,
+            variant: self.variant.as_deref(),
+            engine,
+            rule,
             forget,
             retain,
             others: &[],
-            rule: grid.rule,
-            points,
-            objective,
-            steps: &weakening.steps,
-            eval_limit: self.eval_limit,
+            batch_size: weakening.steps.batch_size,
+            epochs: weakening.steps.epochs,
+            order: weakening.steps.order(),
+            keep_norm: weakening.steps.keep_norm,
+            limit: self.eval_limit,
             generation: self.generation.options(bundle),
             jobs: 1,
-            variant: self.variant.as_deref(),
-            output: &file,
         };
-        let sweep = request.run(printer, bundle, engine)?;
-        let rule = request.objective.rule();
-        let Some(picked) = sweep.picked() else {
-            let nearest = sweep.nearest().map_or_else(
-                || "no setting could be run".to_owned(),
-                |nearest| format!("the nearest is {}", line(nearest)),
-            );
-            return Err(sweep::Error::TargetMissed(format!(
-                "no setting does what was asked for ({rule}); {nearest}"
-            ))
-            .into());
-        };
-        printer.note(&format!("picked {} ({rule})", line(picked)));
+        let sweep = run(printer, &job, &points, &objective, &file)?;
+        let picked = sweep.pick_or_nearest()?;
+        printer.note(&format!("picked {picked} ({})", objective.rule()));
         let gamma = picked.point.parameters.get(KnowledgeVectorWeakening::GAMMA);
         weakening.gamma = gamma.copied();
         weakening.layers = Some(picked.point.layers);
@@ -457,57 +451,24 @@ impl Job<'_> {
             0 => Vec::new(),
             _ => self.evaluate(model, gated, &mut edited)?,
         };
-        let mut evidence = Evidence {
-            schema_version: eval::SCHEMA_VERSION,
-            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-            max_new_tokens: self.settings.generation.limit.tokens(),
-            max_length: self.settings.generation.limit.length(),
-            bootstrap: Bootstrap::default(),
-            agreement: Some(agreement),
-            runtime: self.engine.describe(),
-            sets,
-            comparisons: Vec::new(),
-            controls: Vec::new(),
-        };
+        let mut evidence = Evidence::of(&self.settings, self.engine.describe(), sets);
+        evidence.agreement = Some(agreement);
         if let Some((path, reference)) = &self.reference {
             evidence.add_reference(path, reference.clone(), &self.settings.scoring)?;
         }
         evidence.compare();
-        self.check_target(&evidence)?;
+        if let Some(objective) = self.arguments.targets.objective() {
+            objective.check(&evidence, self.plan.summary().mean_gate)?;
+        }
         evidence.controls = self.control(model, gated)?;
         Ok(evidence)
     }
 
-    /// A target holds on what was written, or the model is not written.
-    fn check_target(&self, evidence: &Evidence) -> Result<(), sweep::Error> {
-        let Some(objective) = self.arguments.targets.objective() else {
-            return Ok(());
-        };
-        let value = |set: usize, role: Role, metric: &str| {
-            let measured = evidence.sets.get(set)?.models.get(&role)?;
-            measured.summary.value(metric)
-        };
-        let (forget, retain) = (&objective.forget.metric, &objective.retain.metric);
-        let found = value(0, Role::After, forget)
-            .zip(value(1, Role::After, retain))
-            .zip(value(1, Role::Before, retain));
-        let missed = |found: &str| {
-            sweep::Error::TargetMissed(format!(
-                "the written model does not do what was asked for ({}): {found}",
-                objective.rule()
-            ))
-        };
-        let ((forget, kept), before) = found.ok_or_else(|| missed("it has no numbers"))?;
-        let at = Tradeoff::new(forget, kept, before, self.plan.summary().mean_gate);
-        match objective.holds(&at) {
-            true => Ok(()),
-            false => Err(missed(&format!(
-                "forget {forget:.3}, retain {kept:.3} of {before:.3}"
-            ))),
-        }
-    }
-
-    fn control(&self, model: &mut Model<'_>, gated: &mut Decoder) -> anyhow::Result<Vec<Control>> {
+    fn control(
+        &self,
+        model: &mut Model<'_>,
+        gated: &mut Decoder,
+    ) -> Result<Vec<Control>, probe::Error> {
         let samples = |set: usize| self.sets.get(set).map(|set| set.data.samples.as_slice());
         let controls = &self.arguments.controls;
         let mut on = Controls {
@@ -537,12 +498,7 @@ impl Job<'_> {
         let progress = self.printer.progress("evaluating", 2 * self.samples());
         let mut done = 0;
         let mut evaluated = Vec::new();
-        let paths: Vec<&Path> = self
-            .sets
-            .iter()
-            .map(|set| set.data.path.as_path())
-            .collect();
-        for (set, name) in self.sets.iter().zip(set_names(&paths)) {
+        for set in self.sets {
             let mut run = |decoder: &mut Decoder| {
                 let measured = evaluate(
                     &mut model.lvlm,
@@ -557,13 +513,7 @@ impl Job<'_> {
             };
             // Gates of 1 are bit-identical to the untouched model.
             let models = [(Role::Before, run(gated)?), (Role::After, run(edited)?)];
-            evaluated.push(EvidenceSet {
-                set: name,
-                kind: set.kind,
-                sha256: set.data.content_sha256()?,
-                samples: set.samples().len(),
-                models: models.into_iter().collect(),
-            });
+            evaluated.push(set.entry(set.name.clone(), set.samples().len(), models)?);
         }
         Ok(evaluated)
     }
@@ -647,7 +597,7 @@ fn comparisons(evidence: &Evidence) -> String {
         if values.is_empty() {
             continue;
         }
-        let title = eval::metric(&comparison.metric).map_or("", |metric| metric.title);
+        let title = eval::title(&comparison.metric);
         let of = [&comparison.set, &comparison.against];
         let of: Vec<&str> = of.into_iter().flatten().map(String::as_str).collect();
         let of = match of.is_empty() {

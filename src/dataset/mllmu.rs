@@ -193,10 +193,10 @@ fn typed(
         let with_image = match field(question, "Type")?.as_str() {
             "Image_Textual" => true,
             "Pure_Text" => false,
-            other => {
-                return Err(format!(
-                    "`Type`: expected Image_Textual or Pure_Text, found {other}"
-                ));
+            _ => {
+                return Err(
+                    "`Type`: expected Image_Textual or Pure_Text, found another text".into(),
+                );
             }
         };
         if modality

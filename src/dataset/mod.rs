@@ -22,6 +22,7 @@ mod table;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 pub use feeds::{is_feeds, read_feeds};
@@ -112,6 +113,17 @@ impl std::fmt::Display for BadRow {
     }
 }
 
+/// A row that was left out, as files that leave the machine name it: no folder, nothing of what it says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// The shard's file name.
+    pub file: String,
+    /// From 0, in the shard.
+    pub row: usize,
+    /// What is wrong with it.
+    pub problem: String,
+}
+
 /// Reads one address of a benchmark: what the user wrote, what stands after the prefix, how.
 type Reader = fn(&Path, &str, &ReadOptions) -> Result<Dataset, Error>;
 
@@ -151,6 +163,22 @@ pub struct Dataset {
 }
 
 impl Dataset {
+    /// The rows that were left out, for what is written about the data.
+    pub fn left_out(&self) -> Vec<LeftOut> {
+        let rows = self.bad_rows.iter();
+        rows.map(|row| LeftOut {
+            file: row
+                .path
+                .file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned(),
+            row: row.row,
+            problem: row.problem.clone(),
+        })
+        .collect()
+    }
+
     /// SHA-256 (lowercase hex) over everything that the samples mean to a model: the JSONL file's
     /// digest, then, for every sample in file order, the 32-byte digest of its image's bytes (32
     /// zero bytes for a text-only sample).

@@ -10,24 +10,40 @@
 //! | `forget_quality` | a forget set, two models | Maini et al. 2024 (TOFU, arXiv 2401.06121) |
 //! | `model_utility` | all sets to keep, one model | TOFU, CLEAR |
 
-use indexmap::IndexMap;
+use indexmap::{IndexMap, IndexSet};
 
 use super::answer::Answer;
 use super::distribution::{auc, harmonic_mean, kolmogorov_smirnov, privacy_leakage};
 use super::estimate::{Estimate, SEED, bootstrap};
 use super::evidence::{Comparison, EvidenceSet, Measured, Role, SetKind};
+use super::registry::metric;
 use crate::kvw::Draws;
 
-/// Membership inference: the comparison, and the score whose distribution it is taken of. All of them
-/// are lower for what is better known.
-const ATTACKS: [(&str, &str); 6] = [
-    ("auc_loss", "loss"),
-    ("auc_zlib", "zlib"),
-    ("auc_min_k_20", "min_k_20"),
-    ("auc_min_k_40", "min_k_40"),
-    ("auc_min_k_plus_plus_20", "min_k_plus_plus_20"),
-    ("auc_min_k_plus_plus_40", "min_k_plus_plus_40"),
+/// Membership inference: the scores whose distribution it is taken of, as `auc_` and the score's name. All
+/// of them are lower for what is better known.
+const ATTACKS: [&str; 6] = [
+    "loss",
+    "zlib",
+    "min_k_20",
+    "min_k_40",
+    "min_k_plus_plus_20",
+    "min_k_plus_plus_40",
 ];
+
+/// The families whose members are such scores too, where a set has them.
+const FAMILIES: [&str; 2] = ["min_k_*", "min_k_plus_plus_*"];
+
+/// The scores of `set` that membership inference is made by.
+fn attacks(set: &EvidenceSet) -> IndexSet<&str> {
+    let measured = set
+        .models
+        .values()
+        .flat_map(|measured| measured.summary.iter());
+    let more = measured
+        .map(|(name, _)| name)
+        .filter(|name| metric(name).is_some_and(|metric| FAMILIES.contains(&metric.name)));
+    ATTACKS.into_iter().chain(more).collect()
+}
 
 /// The attack that PrivLeak is taken of, as in MUSE.
 const PRIVLEAK_SCORE: &str = "min_k_40";
@@ -58,8 +74,8 @@ pub fn comparisons(sets: &[EvidenceSet]) -> Vec<Comparison> {
             let each = |metric: &str, estimate: &dyn Fn(Role, &Measured) -> Option<Estimate>| {
                 each_model(metric, forget, against.clone(), estimate)
             };
-            for (metric, score) in ATTACKS {
-                found.push(each(metric, &|role, members| {
+            for score in attacks(forget) {
+                found.push(each(&format!("auc_{score}"), &|role, members| {
                     Some(match holdout.and_then(|set| set.models.get(&role)) {
                         None => Estimate::missing(NO_HOLDOUT),
                         Some(others) => attack(members, others, score),
@@ -260,7 +276,7 @@ fn terms(answers: &[&Answer]) -> Vec<f64> {
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
     use super::super::answer::Answered;
-    use super::super::registry::{Level, METRICS, metric};
+    use super::super::registry::{Level, METRICS};
     use super::super::summary::Summary;
     use super::*;
 
@@ -288,6 +304,8 @@ mod tests {
             kind,
             sha256: String::new(),
             samples: models[0].1.answers.len(),
+            left_out: Vec::new(),
+            probe: None,
             models: models.into_iter().collect(),
         }
     }
@@ -366,6 +384,28 @@ mod tests {
     }
 
     #[test]
+    fn further_shares_of_min_k_are_attacks_too() {
+        let answers = |values| measured(&[("min_k_10", values), ("min_k_plus_plus_10", values)]);
+        let found = comparisons(&[
+            set(
+                "forget",
+                SetKind::Forget,
+                vec![(Role::Before, answers(&[1.0, 2.0]))],
+            ),
+            set(
+                "new",
+                SetKind::Holdout,
+                vec![(Role::Before, answers(&[3.0, 4.0]))],
+            ),
+        ]);
+        for metric in ["auc_min_k_10", "auc_min_k_plus_plus_10"] {
+            assert_eq!(value(&found, metric, Role::Before).value, Some(1.0));
+        }
+        // Those that are always there say why they have no value.
+        assert!(value(&found, "auc_min_k_40", Role::Before).reason.is_some());
+    }
+
+    #[test]
     fn without_them_every_comparison_says_why_not() {
         let found = comparisons(&[set(
             "forget",
@@ -373,6 +413,7 @@ mod tests {
             vec![(Role::Before, measured(&[("loss", &[1.0])]))],
         )]);
         let described = METRICS.iter().filter(|m| m.level == Level::Comparison);
+        let described = described.filter(|metric| !metric.name.ends_with('*'));
         assert_eq!(found.len(), described.count());
         for comparison in &found {
             let estimate = &comparison.models[&Role::Before];

@@ -17,7 +17,9 @@ use super::agreement::Agreement;
 use super::answer::{Answer, Scoring, score};
 use super::control::Control;
 use super::estimate::{Bootstrap, Estimate};
+use super::run::Settings;
 use super::summary::Summary;
+use crate::dataset::LeftOut;
 use crate::files::Sha256;
 
 /// The version of the evaluation file. 1 had no models, no intervals and no comparisons.
@@ -100,6 +102,12 @@ pub struct EvidenceSet {
     pub sha256: String,
     /// How many samples were evaluated.
     pub samples: usize,
+    /// Rows of the data that could not be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub left_out: Vec<LeftOut>,
+    /// The probe that made its questions of another set's columns; none for a set as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<String>,
     /// Each model that answered.
     pub models: IndexMap<Role, Measured>,
 }
@@ -144,6 +152,10 @@ pub struct Evidence {
     pub bootstrap: Bootstrap,
     /// Whether the written model is the planned one. `null` where nothing was written.
     pub agreement: Option<Agreement>,
+    /// Digest of the gates that the model was evaluated under, where they were inputs and nothing was
+    /// written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_digest: Option<Sha256>,
     /// What ran the models.
     pub runtime: Value,
     /// Every set.
@@ -153,9 +165,41 @@ pub struct Evidence {
     /// What luck does, where that was asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub controls: Vec<Control>,
+    /// Probes that were asked for and could not be made.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub not_asked: Vec<NotAsked>,
+}
+
+/// A probe that a set does not have what it needs for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotAsked {
+    /// The set.
+    pub set: String,
+    /// The probe.
+    pub probe: String,
+    /// What the set lacks.
+    pub reason: String,
 }
 
 impl Evidence {
+    /// What was measured on `sets` with these `settings`, without comparisons. `runtime` ran the models.
+    pub fn of(settings: &Settings, runtime: Value, sets: Vec<EvidenceSet>) -> Evidence {
+        Evidence {
+            schema_version: SCHEMA_VERSION,
+            tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+            max_new_tokens: settings.generation.limit.tokens(),
+            max_length: settings.generation.limit.length(),
+            bootstrap: Bootstrap::default(),
+            agreement: None,
+            plan_digest: None,
+            runtime,
+            sets,
+            comparisons: Vec::new(),
+            controls: Vec::new(),
+            not_asked: Vec::new(),
+        }
+    }
+
     /// Reads an evaluation file, and its digest.
     ///
     /// # Errors
@@ -530,12 +574,15 @@ mod tests {
             max_length: None,
             bootstrap: Bootstrap::default(),
             agreement: None,
+            plan_digest: None,
             runtime: Value::Null,
             sets: vec![EvidenceSet {
                 set: "forget".into(),
                 kind: SetKind::Forget,
                 sha256: "00".into(),
                 samples: 1,
+                left_out: Vec::new(),
+                probe: None,
                 models: [(Role::Before, measured)].into_iter().collect(),
             }],
             comparisons: vec![Comparison {
@@ -547,6 +594,7 @@ mod tests {
                     .collect(),
             }],
             controls: Vec::new(),
+            not_asked: Vec::new(),
         }
     }
 

@@ -9,6 +9,7 @@
 //! loss.
 
 use std::io::Write as _;
+use std::str::FromStr;
 
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
@@ -53,6 +54,36 @@ impl TokenLog {
     #[must_use]
     pub fn min_k_plus_plus(&self, k: f64) -> Option<f64> {
         lowest(&self.normalized, k)
+    }
+}
+
+/// A share k of Min-K: of an answer's tokens, the least likely ones that count.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct MinK(f64);
+
+impl MinK {
+    /// From 0.001 to 1.
+    pub fn share(self) -> f64 {
+        self.0
+    }
+}
+
+impl FromStr for MinK {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<MinK, String> {
+        match text.parse() {
+            Ok(share) if (0.001..=1.0).contains(&share) => Ok(MinK(share)),
+            _ => Err("expected a share from 0.001 to 1".into()),
+        }
+    }
+}
+
+impl std::fmt::Display for MinK {
+    /// In percent, as metrics are named: `10`, `12.5`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // 0.29 · 100 is 28.999999999999996.
+        write!(f, "{}", (self.0 * 1e8).round() / 1e6)
     }
 }
 
@@ -184,6 +215,22 @@ mod tests {
         assert_eq!(log.min_k(0.4), Some(1.55));
         assert_eq!(log.min_k_plus_plus(0.2), Some(0.0));
         assert_eq!(TokenLog::default().min_k(0.2), None);
+    }
+
+    #[test]
+    fn a_share_is_named_in_percent() {
+        for (text, name) in [
+            ("0.1", "10"),
+            ("0.29", "29"),
+            ("0.125", "12.5"),
+            ("1", "100"),
+            ("0.001", "0.1"),
+        ] {
+            assert_eq!(text.parse::<MinK>().unwrap().to_string(), name);
+        }
+        for text in ["0", "-0.1", "1.1", "NaN", "0.0001", "20%", ""] {
+            assert!(text.parse::<MinK>().is_err(), "{text}");
+        }
     }
 
     #[test]

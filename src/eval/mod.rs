@@ -46,6 +46,7 @@ mod evidence;
 pub mod likelihood;
 mod registry;
 mod run;
+mod set;
 mod summary;
 pub mod text;
 
@@ -55,10 +56,11 @@ pub use compare::comparisons;
 pub use control::{Control, ControlKind, Spread};
 pub use estimate::{Bootstrap, CONFIDENCE, Estimate, RESAMPLES, SEED};
 pub use evidence::{
-    Comparison, Error, Evidence, EvidenceSet, MAX_FILE_BYTES, Measured, Record, Role,
+    Comparison, Error, Evidence, EvidenceSet, MAX_FILE_BYTES, Measured, NotAsked, Record, Role,
     SCHEMA_VERSION, SetKind, set_names,
 };
-pub use likelihood::{AnswerLoss, TokenLog};
-pub use registry::{Better, Direction, Level, METRICS, Metric, metric};
+pub use likelihood::{AnswerLoss, MinK, TokenLog};
+pub use registry::{Better, Direction, Level, METRICS, Metric, metric, title};
 pub use run::{Settings, evaluate};
+pub use set::EvaluatedSet;
 pub use summary::Summary;

@@ -1,8 +1,8 @@
 //! Every metric, in one place: its name, formula, range, direction and source.
 //!
 //! In: a name. Out: a [`Metric`]. Promise: every name that an evaluation file holds is described
-//! here, and `docs/metrics.md` is this table (a test compares them). A name with a dot is one of a
-//! family: `leak_fact.job` is `leak_fact.*` for the fact `job`.
+//! here, and `docs/metrics.md` is this table (a test compares them). A name may be one of a family:
+//! `leak_fact.job` is `leak_fact.*` for the fact `job`, `min_k_10` is `min_k_*` for ten percent.
 
 /// What a higher value says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,9 +43,10 @@ pub enum Level {
 /// A metric, described.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Metric {
-    /// As evaluation files and policies name it. A family ends in `.*`.
+    /// As evaluation files and policies name it. A family ends in `*`: in place of it a member has a
+    /// number in percent, or after a dot anything.
     pub name: &'static str,
-    /// For people, in a table's header.
+    /// For people, in a table's header; a family's has `*` where a member has its own.
     pub title: &'static str,
     /// How it is computed.
     pub formula: &'static str,
@@ -79,6 +80,34 @@ impl Metric {
         }
     }
 
+    /// What `name` has in place of the family's `*`, where it is one of this family.
+    fn member<'n>(&self, name: &'n str) -> Option<&'n str> {
+        let family = self.name.strip_suffix('*')?;
+        let member = name.strip_prefix(family)?;
+        let percent = || {
+            let number = member
+                .bytes()
+                .all(|byte| byte.is_ascii_digit() || byte == b'.');
+            number
+                && member
+                    .parse()
+                    .is_ok_and(|percent: f64| 0.0 < percent && percent <= 100.0)
+        };
+        let fits = match family.ends_with('.') {
+            true => !member.is_empty(),
+            false => percent(),
+        };
+        fits.then_some(member)
+    }
+
+    /// The title of its member `name`, or its own.
+    pub fn title_of(&self, name: &str) -> String {
+        match self.member(name) {
+            Some(member) => self.title.replace('*', member),
+            None => self.title.to_owned(),
+        }
+    }
+
     /// Whether the value is a share or a score in [0, 1].
     pub fn is_share(&self) -> bool {
         self.low == 0.0 && self.high == 1.0
@@ -87,12 +116,14 @@ impl Metric {
 
 /// The metric `name`, where there is one. A member of a family is its family.
 pub fn metric(name: &str) -> Option<&'static Metric> {
-    METRICS
-        .iter()
-        .find(|metric| match metric.name.strip_suffix('*') {
-            Some(family) => name.len() > family.len() && name.starts_with(family),
-            None => metric.name == name,
-        })
+    let own = METRICS.iter().find(|metric| metric.name == name);
+    let own = own.filter(|metric| !metric.name.ends_with('*'));
+    own.or_else(|| METRICS.iter().find(|metric| metric.member(name).is_some()))
+}
+
+/// The title of the metric `name`; the name where there is no such metric.
+pub fn title(name: &str) -> String {
+    metric(name).map_or_else(|| name.to_owned(), |metric| metric.title_of(name))
 }
 
 const KVW: &str = "Knowledge Vector Weakening's own evaluation (arXiv 2601.21794)";
@@ -181,7 +212,7 @@ pub const METRICS: &[Metric] = &[
     },
     Metric {
         name: "leak_fact.*",
-        title: "leaks this fact",
+        title: "leaks *",
         counts: true,
         formula: "the same for the fact of this kind, as in `leak_fact.job`",
         missing: "no sample has this fact where its question does not contain it",
@@ -397,6 +428,16 @@ pub const METRICS: &[Metric] = &[
         ..SHARE
     },
     Metric {
+        name: "min_k_*",
+        title: "Min-*%",
+        formula: "the same with a share of `--min-k`, in percent: `min_k_10` with 0.1",
+        high: f64::INFINITY,
+        direction: Direction::Unknown,
+        source: "Shi et al. 2023, as open-unlearning signs it",
+        missing: NO_TOKENS,
+        ..SHARE
+    },
+    Metric {
         name: "min_k_plus_plus_20",
         title: "Min-20%++",
         formula: "the same over (ln p − μ) ÷ σ, with μ and σ² (at least 1e-6) the mean and variance of ln p under the model's own distribution",
@@ -415,6 +456,17 @@ pub const METRICS: &[Metric] = &[
         high: f64::INFINITY,
         direction: Direction::Unknown,
         source: "Zhang et al. 2024, with the k of open-unlearning's TOFU configuration",
+        missing: NO_TOKENS,
+        ..SHARE
+    },
+    Metric {
+        name: "min_k_plus_plus_*",
+        title: "Min-*%++",
+        formula: "the same with a share of `--min-k`, in percent",
+        low: f64::NEG_INFINITY,
+        high: f64::INFINITY,
+        direction: Direction::Unknown,
+        source: "Zhang et al. 2024, as open-unlearning signs it",
         missing: NO_TOKENS,
         ..SHARE
     },
@@ -473,6 +525,24 @@ pub const METRICS: &[Metric] = &[
         ..SHARE
     },
     Metric {
+        name: "auc_min_k_*",
+        title: "Min-*% attack",
+        formula: "the same with `min_k_*`, for every share of `--min-k`",
+        level: Level::Comparison,
+        source: MEMBERSHIP,
+        missing: NO_HOLDOUT,
+        ..SHARE
+    },
+    Metric {
+        name: "auc_min_k_plus_plus_*",
+        title: "Min-*%++ attack",
+        formula: "the same with `min_k_plus_plus_*`, for every share of `--min-k`",
+        level: Level::Comparison,
+        source: MEMBERSHIP,
+        missing: NO_HOLDOUT,
+        ..SHARE
+    },
+    Metric {
         name: "privleak",
         title: "PrivLeak",
         formula: "((1 − AUC) − (1 − AUC of the retrained model)) ÷ (1 − AUC of the retrained model + 1e-10) · 100, with the AUC `auc_min_k_40`",
@@ -519,7 +589,8 @@ mod tests {
         let titles: BTreeSet<_> = METRICS.iter().map(|metric| metric.title).collect();
         assert_eq!((names.len(), titles.len()), (METRICS.len(), METRICS.len()));
         for metric in METRICS {
-            let plain = metric.name.strip_suffix(".*").unwrap_or(metric.name);
+            let plain = metric.name.strip_suffix('*').unwrap_or(metric.name);
+            let plain = plain.strip_suffix('.').unwrap_or(plain);
             assert!(
                 plain
                     .bytes()
@@ -539,7 +610,33 @@ mod tests {
         assert_eq!(metric("loss").unwrap().direction, Direction::Unknown);
         assert_eq!(metric("leak_fact.job").unwrap().name, "leak_fact.*");
         assert_eq!(metric("leak_fact").unwrap().name, "leak_fact");
-        assert!(metric("leak_fact.").is_none() && metric("accuracy").is_none());
+        assert_eq!(metric("min_k_20").unwrap().name, "min_k_20");
+        assert_eq!(metric("min_k_10").unwrap().name, "min_k_*");
+        assert_eq!(
+            metric("min_k_plus_plus_2.5").unwrap().name,
+            "min_k_plus_plus_*"
+        );
+        assert_eq!(metric("auc_min_k_10").unwrap().name, "auc_min_k_*");
+        for none in [
+            "leak_fact.",
+            "accuracy",
+            "min_k_",
+            "min_k_*",
+            "min_k_0",
+            "min_k_101",
+            "min_k_1e1",
+        ] {
+            assert!(metric(none).is_none(), "{none}");
+        }
+        for (name, expected) in [
+            ("loss", "loss"),
+            ("leak_fact.job", "leaks job"),
+            ("min_k_2.5", "Min-2.5%"),
+            ("auc_min_k_plus_plus_10", "Min-10%++ attack"),
+            ("accuracy", "accuracy"),
+        ] {
+            assert_eq!(title(name), expected);
+        }
     }
 
     #[test]

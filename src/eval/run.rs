@@ -2,7 +2,7 @@
 
 use super::answer::{Answered, Chosen, Scoring, score};
 use super::evidence::Measured;
-use super::likelihood::TokenLog;
+use super::likelihood::{MinK, TokenLog};
 use super::summary::Summary;
 use super::text::choice_prompt;
 use crate::dataset::{Dataset, Sample, Task};
@@ -31,8 +31,16 @@ impl Settings {
             generation,
             scoring: Scoring {
                 people: samples.filter_map(|sample| sample.name.clone()).collect(),
+                min_k: Vec::new(),
             },
         }
+    }
+
+    /// The same, with further shares of Min-K.
+    #[must_use]
+    pub fn with_min_k(mut self, shares: &[MinK]) -> Settings {
+        self.scoring.min_k = shares.to_vec();
+        self
     }
 }
 

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::answer::{Answer, Scores};
 use super::estimate::Estimate;
-use super::registry::{Level, METRICS, Metric};
+use super::registry::{self, Level, METRICS, Metric};
 
 /// Every metric of a set, by name, in the order of [`METRICS`].
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -34,13 +34,15 @@ impl Summary {
         };
         let mut summary = IndexMap::new();
         for metric in METRICS {
-            match metric.name.strip_suffix('*') {
+            match metric.name.ends_with('*') {
                 _ if metric.level != Level::Sample => {}
-                None => summary.extend([of(metric.name, metric)]),
-                Some(family) => {
+                false => summary.extend([of(metric.name, metric)]),
+                true => {
+                    let is_member = |name: &&String| {
+                        registry::metric(name).is_some_and(|found| found.name == metric.name)
+                    };
                     let names = answers.iter().flat_map(|answer| answer.scores.keys());
-                    let members: BTreeSet<&String> =
-                        names.filter(|name| name.starts_with(family)).collect();
+                    let members: BTreeSet<&String> = names.filter(is_member).collect();
                     summary.extend(members.into_iter().map(|name| of(name, metric)));
                 }
             }

@@ -13,6 +13,15 @@ use crate::kvw::{Gates, Plan, Setting};
 use crate::pipeline::{self, Model, gates_of};
 use crate::runtime::Decoder;
 
+/// A control that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which one.
+    pub kind: ControlKind,
+    /// How often.
+    pub draws: usize,
+}
+
 /// What controls are run on.
 pub struct Controls<'a, 'm> {
     /// The untouched model.
@@ -30,6 +39,38 @@ pub struct Controls<'a, 'm> {
 }
 
 impl Controls<'_, '_> {
+    /// Runs what was `wanted`, on the sets forget and retain. `progress` hears of each draw that is done.
+    ///
+    /// # Errors
+    /// As [`Controls::permuted`] and [`Controls::other_people`]; there is no retain set to draw people from.
+    pub fn run(
+        &mut self,
+        wanted: &[Wanted],
+        forget: &[Sample],
+        retain: Option<&[Sample]>,
+        mut progress: impl FnMut(Wanted, usize),
+    ) -> Result<Vec<Control>, Error> {
+        let mut controls = Vec::with_capacity(wanted.len());
+        for &wanted in wanted {
+            let at = |done| progress(wanted, done);
+            controls.push(match wanted.kind {
+                ControlKind::Permuted => {
+                    let sets = [("forget", Some(forget)), ("retain", retain)];
+                    let sets: Vec<_> = sets
+                        .into_iter()
+                        .filter_map(|(name, samples)| Some((name, samples?)))
+                        .collect();
+                    self.permuted(wanted.draws, &sets, at)?
+                }
+                ControlKind::OtherPeople => {
+                    let retain = retain.ok_or(Error::NoRetainSet)?;
+                    self.other_people(wanted.draws, forget, retain, at)?
+                }
+            });
+        }
+        Ok(controls)
+    }
+
     /// `draws` times the plan's gates on other neurons, on each of `sets`. `progress` hears how many
     /// draws are done.
     ///

@@ -11,6 +11,9 @@ pub enum Error {
     Pipeline(#[from] pipeline::Error),
     #[error(transparent)]
     Kvw(#[from] kvw::Error),
+    /// Nobody said whom to draw from.
+    #[error("expected a retain set to draw other people from, found none")]
+    NoRetainSet,
     /// There is nobody to draw.
     #[error(
         "cannot draw other people: expected names in the forget set and more other people in the \
@@ -30,6 +33,7 @@ impl Error {
         match self {
             Error::Pipeline(error) => error.hint(),
             Error::Kvw(error) => error.hint(),
+            Error::NoRetainSet => Some("give --retain, or leave out --control other-people".into()),
             Error::TooFewPeople { .. } => {
                 Some("give the samples of both sets a `name` (docs/formats.md)".into())
             }

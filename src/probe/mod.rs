@@ -6,6 +6,7 @@
 //!
 //! Promises: a set without what a probe needs gives the reason; every draw has a seed.
 
+mod ask;
 mod controls;
 mod derive;
 mod error;
@@ -13,7 +14,8 @@ pub mod people;
 
 use ndarray::Array1;
 
-pub use controls::Controls;
+pub use ask::{Asked, Asking, questions};
+pub use controls::{Controls, Wanted};
 pub use derive::{Material, PROBES, Probe};
 pub use error::Error;
 

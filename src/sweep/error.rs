@@ -21,6 +21,12 @@ pub enum Error {
         /// The axis without values.
         axis: String,
     },
+    /// Two sets have one name.
+    #[error("two sets are called {name}: expected files with different names")]
+    SameName {
+        /// The name.
+        name: String,
+    },
     /// The file cannot be read.
     #[error("cannot read {}", path.display())]
     Read {

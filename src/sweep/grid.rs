@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::Error;
-use crate::kvw::{LayerRange, Parameters, RuleKind};
+use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Parameters, RuleKind};
 
 /// Values of each of a rule's parameters, and layer ranges: every combination is a point.
 pub struct Grid {
@@ -26,23 +26,7 @@ pub struct Point {
     pub layers: LayerRange,
 }
 
-/// Two values of a parameter closer than this, relatively, are one: decimals written and read back
-/// may move by a last bit.
-const SAME: f64 = 1e-12;
-
 impl Point {
-    /// Whether both are the same setting.
-    pub fn is(&self, other: &Point) -> bool {
-        let same = |(a, b): (&f64, &f64)| (a - b).abs() <= SAME * a.abs().max(b.abs());
-        self.layers == other.layers
-            && self.parameters.keys().eq(other.parameters.keys())
-            && self
-                .parameters
-                .values()
-                .zip(other.parameters.values())
-                .all(same)
-    }
-
     /// The order of points in files and tables: by layers, then by parameters, whatever the order in
     /// which they were asked for or finished.
     pub fn order(&self, other: &Point) -> std::cmp::Ordering {
@@ -65,7 +49,48 @@ impl std::fmt::Display for Point {
     }
 }
 
+/// γ · steps of the default grid: around the 7 to 18 that forgot on the models measured (docs/method.md).
+const GAMMA_STEPS: [f64; 5] = [5.0, 7.0, 10.0, 14.0, 20.0];
+
 impl Grid {
+    /// The grid of Knowledge Vector Weakening over `gammas` and `layers`. Where they are empty: what
+    /// forgot elsewhere in as many `steps`, and the first third, half and two thirds of the layers, of
+    /// which the model says that it has `of_layers`, and all.
+    ///
+    /// # Errors
+    /// The rule is not there.
+    pub fn of_gammas(
+        gammas: &[f64],
+        layers: &[LayerRange],
+        of_layers: Option<usize>,
+        steps: usize,
+    ) -> Result<Grid, Error> {
+        let gammas = match gammas {
+            [] => GAMMA_STEPS.iter().map(|sum| sum / steps as f64).collect(),
+            given => given.to_vec(),
+        };
+        let first = |count: usize| LayerRange::Inclusive {
+            start: 0,
+            end: count.saturating_sub(1),
+        };
+        let parts = of_layers.into_iter().flat_map(|layers| {
+            let parts = [
+                layers.div_ceil(3),
+                layers.div_ceil(2),
+                (2 * layers).div_ceil(3),
+            ];
+            parts.map(first)
+        });
+        Ok(Grid {
+            rule: RuleKind::named(KnowledgeVectorWeakening::NAME)?,
+            axes: BTreeMap::from([(KnowledgeVectorWeakening::GAMMA.to_owned(), gammas)]),
+            layers: match layers {
+                [] => parts.chain([LayerRange::All]).collect(),
+                given => given.to_vec(),
+            },
+        })
+    }
+
     /// Every combination once, in the order of [`Point::order`].
     ///
     /// # Errors
@@ -99,7 +124,7 @@ impl Grid {
                     parameters: parameters.clone(),
                     layers,
                 };
-                if !points.iter().any(|other| other.is(&point)) {
+                if !points.contains(&point) {
                     points.push(point);
                 }
             }
@@ -138,6 +163,26 @@ mod tests {
         ];
         assert_eq!(shown(grid(&[0.2, 0.4], &["0-2", "all"])), expected);
         assert_eq!(shown(grid(&[0.4, 0.2, 0.2], &["all", "0-2"])), expected);
+    }
+
+    #[test]
+    fn the_default_grid_fits_the_steps_and_the_layers() {
+        let grid = Grid::of_gammas(&[], &[], Some(6), 20).unwrap();
+        let gammas = &grid.axes[KnowledgeVectorWeakening::GAMMA];
+        assert_eq!(gammas, &[0.25, 0.35, 0.5, 0.7, 1.0]);
+        let layers: Vec<String> = grid.layers.iter().map(LayerRange::to_string).collect();
+        assert_eq!(layers, ["0-1", "0-2", "0-3", "all"]);
+        // Of one layer, every part is that one.
+        let grid = Grid::of_gammas(&[0.4], &[], Some(1), 20).unwrap();
+        let points: Vec<String> = grid
+            .points()
+            .unwrap()
+            .iter()
+            .map(Point::to_string)
+            .collect();
+        assert_eq!(points, ["gamma 0.4, layers 0-0", "gamma 0.4, layers all"]);
+        let unknown = Grid::of_gammas(&[0.4], &[], None, 20).unwrap();
+        assert_eq!(unknown.layers, [LayerRange::All]);
     }
 
     #[test]

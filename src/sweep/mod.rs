@@ -8,9 +8,8 @@
 //! Promises: the retain set is measured once; every finished point is kept at once, and a sweep that
 //! was killed goes on where it stopped; a file of points is bound to the model, the data, the rule
 //! and everything else that its numbers depend on, and is refused where one of them differs; the same
-//! inputs give the same numbers, whatever the number of jobs (those that were read back from the file may
-//! be off in the last bit). Knows no rule's formula: a rule is its
-//! name and named numbers ([`crate::kvw::RuleKind`]).
+//! inputs give the same file, whatever the number of jobs and however often it was interrupted. Knows no
+//! rule's formula: a rule is its name and named numbers ([`crate::kvw::RuleKind`]).
 
 mod error;
 mod grid;
@@ -22,4 +21,4 @@ pub use error::Error;
 pub use grid::{Grid, Point};
 pub use objective::{Measure, Objective, Pick, Tradeoff};
 pub use record::{Binding, Finished, Sweep};
-pub use run::{Event, Job, run};
+pub use run::{Event, Job, named, run};

@@ -5,6 +5,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::Error;
+use crate::eval::{Evidence, Role, SetKind};
+
 /// One metric of one set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -76,7 +79,54 @@ pub struct Pick {
 /// Shares are sums of a few ones divided by their number: 0.95 · 1.0 must not fail by a last bit.
 const ROUNDING: f64 = 1e-9;
 
+/// The sets that an objective is about.
+pub(super) const FORGET: &str = "forget";
+pub(super) const RETAIN: &str = "retain";
+
 impl Objective {
+    /// `metric` on the forget set against the same on the retain set.
+    pub fn on(metric: &str, min_retain: f64, target_forget: Option<f64>) -> Objective {
+        let measure = |set: &str| Measure {
+            set: set.to_owned(),
+            metric: metric.to_owned(),
+        };
+        Objective {
+            forget: measure(FORGET),
+            retain: measure(RETAIN),
+            min_retain,
+            target_forget,
+        }
+    }
+
+    /// Whether a model that was written does what is asked for, by the first forget and the first retain
+    /// set of `evidence`. `mean_gate` is the plan's.
+    ///
+    /// # Errors
+    /// [`Error::TargetMissed`]: it does not, or has no numbers.
+    pub fn check(&self, evidence: &Evidence, mean_gate: f64) -> Result<(), Error> {
+        let value = |kind: SetKind, role: Role, metric: &str| {
+            let set = evidence.sets.iter().find(|set| set.kind == kind)?;
+            set.models.get(&role)?.summary.value(metric)
+        };
+        let (forget, retain) = (&self.forget.metric, &self.retain.metric);
+        let found = value(SetKind::Forget, Role::After, forget)
+            .zip(value(SetKind::Retain, Role::After, retain))
+            .zip(value(SetKind::Retain, Role::Before, retain));
+        let missed = |found: &str| {
+            Error::TargetMissed(format!(
+                "the written model does not do what was asked for ({}): {found}",
+                self.rule()
+            ))
+        };
+        let ((forget, kept), before) = found.ok_or_else(|| missed("it has no numbers"))?;
+        match self.holds(&Tradeoff::new(forget, kept, before, mean_gate)) {
+            true => Ok(()),
+            false => Err(missed(&format!(
+                "forget {forget:.3}, retain {kept:.3} of {before:.3}"
+            ))),
+        }
+    }
+
     /// The rule in words.
     pub fn rule(&self) -> String {
         let target = self

@@ -42,6 +42,25 @@ pub struct Finished {
     pub tradeoff: Option<Tradeoff>,
 }
 
+impl std::fmt::Display for Finished {
+    /// The setting, and what came of it.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let percent = |value: f64| format!("{:.0} %", 100.0 * value);
+        write!(f, "{}: ", self.point)?;
+        match (&self.tradeoff, &self.failed) {
+            (Some(at), _) => write!(
+                f,
+                "forget {}, retain {} ({} of untouched)",
+                percent(at.forget),
+                percent(at.retain),
+                percent(at.retain_share)
+            ),
+            (None, Some(failed)) => f.write_str(failed),
+            (None, None) => f.write_str("no numbers"),
+        }
+    }
+}
+
 /// A sweep, as it is in its file.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -156,7 +175,7 @@ impl Sweep {
 
     /// Those of `points` that are not finished.
     pub fn pending(&self, points: &[Point]) -> Vec<Point> {
-        let finished = |point: &&Point| !self.points.iter().any(|other| other.point.is(point));
+        let finished = |point: &&Point| !self.points.iter().any(|other| other.point == **point);
         points.iter().filter(finished).cloned().collect()
     }
 
@@ -200,6 +219,36 @@ impl Sweep {
     /// The point that comes nearest, where none was picked.
     pub fn nearest(&self) -> Option<&Finished> {
         self.points.get(self.pick.as_ref()?.nearest?)
+    }
+
+    /// The point that was picked, or why there is none.
+    ///
+    /// # Errors
+    /// [`Error::TargetMissed`], with the point that comes nearest.
+    pub fn pick_or_nearest(&self) -> Result<&Finished, Error> {
+        self.picked().ok_or_else(|| {
+            let nearest = self.nearest().map_or_else(
+                || "no setting could be run".to_owned(),
+                |nearest| format!("the nearest is {nearest}"),
+            );
+            Error::TargetMissed(format!(
+                "no setting does what was asked for ({}); {nearest}",
+                self.objective.rule()
+            ))
+        })
+    }
+
+    /// Removes the file of an earlier sweep, if there is one.
+    ///
+    /// # Errors
+    /// It cannot be removed.
+    pub fn remove(path: &Path) -> Result<(), Error> {
+        match std::fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(crate::files::Error::io("remove", path)(error).into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Writes the file, in place of an earlier state.

@@ -9,23 +9,25 @@
 //!                                       └──────► the sweep's file, written after every point
 //! ```
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use super::objective::{FORGET, RETAIN};
 use super::record::{Binding, Finished, Sweep};
 use super::{Error, Objective, Point};
 use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
-use crate::eval::{Settings, Summary, evaluate};
+use crate::eval::{Settings, Summary, evaluate, set_names};
 use crate::files::Sha256;
 use crate::graph::Outputs;
 use crate::kvw::{self, Coefficients, Gates, LayerRange, Order, RuleKind};
-use crate::pipeline::{self, Model, gates_of};
+use crate::pipeline::{self, Model, check_different, gates_of};
 use crate::runtime::{Decoder, Engine, generate, memory};
 
 /// Everything that a sweep needs but its points.
+#[derive(Clone)]
 pub struct Job<'a> {
     /// The model.
     pub bundle: &'a Bundle,
@@ -76,9 +78,21 @@ pub enum Event<'a> {
     Finished(&'a Finished, usize, usize),
 }
 
-/// The names of the job's own sets.
-const FORGET: &str = "forget";
-const RETAIN: &str = "retain";
+/// Further sets with the names of their files, each name once.
+///
+/// # Errors
+/// [`Error::SameName`]: two have one name, or one is called as a set of the job.
+pub fn named(sets: Vec<Dataset>) -> Result<Vec<(String, Dataset)>, Error> {
+    let mut taken = BTreeSet::from([FORGET.to_owned(), RETAIN.to_owned()]);
+    let sets = sets.into_iter().map(|set| {
+        let name = set_names(&[set.path.as_path()]).concat();
+        match taken.insert(name.clone()) {
+            true => Ok((name, set)),
+            false => Err(Error::SameName { name }),
+        }
+    });
+    sets.collect()
+}
 
 /// Runs those of `points` that `path` does not hold yet, writes each into it, and judges all that it
 /// holds by `objective`.
@@ -93,6 +107,7 @@ pub fn run(
     path: &Path,
     watch: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Sweep, Error> {
+    check_different(job.forget, job.retain)?;
     let mut worker = Worker::open(job, points)?;
     worker.check(points)?;
     let binding = job.binding(&worker.model)?;
@@ -171,7 +186,7 @@ impl Queue<'_> {
                 sweep.judge()?;
                 sweep.write(self.path)?;
                 let left = sweep.pending(self.pending).len();
-                if let Some(finished) = sweep.points.iter().find(|done| done.point.is(point)) {
+                if let Some(finished) = sweep.points.iter().find(|done| done.point == *point) {
                     watch(Event::Finished(
                         finished,
                         self.total.saturating_sub(left),
