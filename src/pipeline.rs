@@ -24,7 +24,7 @@ use crate::graph::{Index, LayerId, Mlp, Outputs};
 use crate::kvw::{self, Gates, LayerRange, Layers, Plan};
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{self, Form, open_family};
-use crate::runtime::{self, Collector, Decoder, Engine, Lvlm, Towers, Work};
+use crate::runtime::{self, Collector, Decoder, Engine, Lvlm, Towers, Window, Work};
 
 /// Why a job failed. Each variant is the error of the part that failed.
 #[derive(Debug, thiserror::Error)]
@@ -296,56 +296,60 @@ impl<'a> Model<'a> {
     /// The knowledge coefficients of `samples` on the untouched model: the statistics that `rule` wants.
     ///
     /// # Errors
-    /// See [`kvw::collect`].
+    /// An empty set, and those of [`Model::collect_more`].
     pub fn collect(
         &mut self,
         decoder: &mut Decoder,
         rule: &dyn kvw::Rule,
         samples: &[Sample],
         batch_size: usize,
-        progress: impl FnMut(usize),
+        mut progress: impl FnMut(usize),
     ) -> Result<kvw::Coefficients, Error> {
-        self.lvlm.weights = rule.token_weights();
-        let mut forward = Collector {
-            source: &mut self.lvlm,
-            decoder,
-        };
-        Ok(kvw::collect(
-            &mut forward,
-            rule.moment(),
-            samples,
-            &Gates::new(),
-            batch_size,
-            progress,
-        )?)
+        if samples.is_empty() {
+            return Err(kvw::Error::Empty { set: "retain" }.into());
+        }
+        let empty = kvw::Coefficients::new(rule.moment(), decoder.layers());
+        let mut done = 0;
+        self.collect_more(decoder, rule, empty, samples, batch_size, |_, samples| {
+            done += samples;
+            progress(done);
+            Ok(())
+        })
     }
 
-    /// Adds `samples` to `coefficients`, on the untouched model. `watch` sees the sums after every batch.
+    /// Adds `samples` to `coefficients`, on the untouched model. `watch` sees the sums after every
+    /// [`window`](collect::window) of samples: within it, those of similar length are run together. While
+    /// the model runs, the next samples are prepared.
     ///
     /// # Errors
-    /// See [`kvw::collect_more`].
+    /// A sample that cannot be prepared or has no answer token, a non-finite activation, a model that
+    /// does not run, or what `watch` returns.
     pub fn collect_more(
         &mut self,
         decoder: &mut Decoder,
         rule: &dyn kvw::Rule,
-        coefficients: kvw::Coefficients,
+        mut coefficients: kvw::Coefficients,
         samples: &[Sample],
         batch_size: usize,
-        watch: impl FnMut(&kvw::Coefficients, usize) -> Result<(), kvw::Error>,
+        mut watch: impl FnMut(&kvw::Coefficients, usize) -> Result<(), kvw::Error>,
     ) -> Result<kvw::Coefficients, Error> {
         self.lvlm.weights = rule.token_weights();
-        let mut forward = Collector {
-            source: &mut self.lvlm,
-            decoder,
-        };
-        Ok(kvw::collect_more(
-            &mut forward,
-            coefficients,
-            samples,
-            &Gates::new(),
-            batch_size,
-            watch,
-        )?)
+        let order: Vec<&Sample> = samples.iter().collect();
+        self.lvlm.ahead(&order, |source| {
+            for samples in samples.chunks(collect::window(batch_size)) {
+                let mut window = Window::open(source, samples).map_err(not_embedded(samples))?;
+                let by_length = window.by_length();
+                let mut forward = Collector {
+                    source: &mut window,
+                    decoder,
+                };
+                for batch in by_length.chunks(batch_size.max(1)) {
+                    kvw::add_batch(&mut forward, &mut coefficients, batch, &Gates::new())?;
+                }
+                watch(&coefficients, samples.len())?;
+            }
+            Ok(coefficients)
+        })
     }
 
     /// The progressive weakening of `samples`.
@@ -362,18 +366,31 @@ impl<'a> Model<'a> {
         watch: impl FnMut(&kvw::Step),
     ) -> Result<Plan, Error> {
         self.lvlm.weights = rule.token_weights();
-        let mut forward = Collector {
-            source: &mut self.lvlm,
-            decoder,
-        };
-        Ok(kvw::weaken(
-            &mut forward,
-            rule,
-            retain,
-            samples,
-            options,
-            watch,
-        )?)
+        let order =
+            (0..options.epochs).flat_map(|epoch| options.order.indices(samples.len(), epoch));
+        let order: Vec<&Sample> = order.filter_map(|index| samples.get(index)).collect();
+        self.lvlm.ahead(&order, |source| {
+            let mut forward = Collector { source, decoder };
+            Ok(kvw::weaken(
+                &mut forward,
+                rule,
+                retain,
+                samples,
+                options,
+                watch,
+            )?)
+        })
+    }
+}
+
+/// The error of a sample that could not be embedded, with the sample's name.
+fn not_embedded(samples: &[Sample]) -> impl Fn((usize, runtime::Error)) -> kvw::Error {
+    move |(index, error)| kvw::Error::Forward {
+        samples: format!(
+            "sample {}",
+            samples.get(index).map_or("", |s| s.id.as_str())
+        ),
+        source: Box::new(error),
     }
 }
 

@@ -31,6 +31,10 @@ pub(super) struct RuntimeArguments {
     /// Never fetch ONNX Runtime
     #[arg(long)]
     pub(super) offline: bool,
+    /// Keep what the vision encoder makes of each image in this folder, and take it from there next time: a file
+    /// for each image, of the size of its features. May be shared by processes and models
+    #[arg(long, value_name = "FOLDER")]
+    pub(super) feature_cache: Option<PathBuf>,
 }
 
 impl RuntimeArguments {
@@ -61,7 +65,8 @@ impl RuntimeArguments {
             library.version,
             library.path.display()
         );
-        Ok(Engine::start(library, self.device, threads)?)
+        let engine = Engine::start(library, self.device, threads)?;
+        Ok(engine.with_feature_folder(self.feature_cache.clone()))
     }
 }
 

@@ -15,7 +15,7 @@ use super::printer::Printer;
 use crate::bundle::Bundle;
 use crate::graph::Outputs;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Rule as _, Shard};
-use crate::pipeline::collect::{Collected, Job};
+use crate::pipeline::collect::{Collected, Job, window};
 use crate::pipeline::{Error, Model, provenance};
 
 /// Measure how strongly each neuron fires on what is to be kept
@@ -49,7 +49,8 @@ pub(super) struct Collect {
     /// Layers to measure: an inclusive range like 1-25, one layer, or all
     #[arg(long, default_value = "all", value_name = "RANGE")]
     layers: LayerRange,
-    /// Samples per forward pass
+    /// Samples per forward pass: of 8 batches together, those of similar length. Faster on a GPU, not on a CPU;
+    /// the sums differ from those of 1 in the last digits of float32
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     batch_size: usize,
     /// The precision to run where the folder has several (fp32, fp16, …)
@@ -93,7 +94,9 @@ impl Collect {
             checkpoint: (self.checkpoint > 0).then(|| Duration::from_secs(self.checkpoint)),
         };
         let samples = shard.map_or(data.samples.len(), |shard| {
-            shard.range(data.samples.len(), self.batch_size).len()
+            shard
+                .range(data.samples.len(), window(self.batch_size))
+                .len()
         });
         let progress = printer.progress("collecting", samples);
         let collected = job.run(&mut model, &mut decoder, |done| progress.at(done))?;

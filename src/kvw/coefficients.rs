@@ -126,10 +126,10 @@ impl Coefficients {
 }
 
 /// Collects the coefficients of `samples` on the model as `gates` leave it, in batches of
-/// `batch_size`. `progress` hears how many samples are done.
+/// `batch_size`, in order. `progress` hears how many samples are done.
 ///
 /// # Errors
-/// An empty set, and those of [`collect_more`].
+/// An empty set, and those of [`add_batch`].
 pub fn collect<F: Forward>(
     forward: &mut F,
     moment: Moment,
@@ -141,36 +141,30 @@ pub fn collect<F: Forward>(
     if samples.is_empty() {
         return Err(Error::Empty { set: "retain" });
     }
-    let coefficients = Coefficients::new(moment, &forward.layers());
+    let mut coefficients = Coefficients::new(moment, &forward.layers());
     let mut done = 0;
-    collect_more(forward, coefficients, samples, gates, batch_size, |_, n| {
-        done += n;
-        progress(done);
-        Ok(())
-    })
-}
-
-/// Adds `samples` to `coefficients`. `watch` sees the sums after every batch, with the batch's number
-/// of samples.
-///
-/// # Errors
-/// A sample without an answer token, a non-finite activation, a model that does not run, or what
-/// `watch` returns.
-pub fn collect_more<F: Forward>(
-    forward: &mut F,
-    mut coefficients: Coefficients,
-    samples: &[F::Sample],
-    gates: &Gates,
-    batch_size: usize,
-    mut watch: impl FnMut(&Coefficients, usize) -> Result<(), Error>,
-) -> Result<Coefficients, Error> {
     for batch in samples.chunks(batch_size.max(1)) {
         let batch: Vec<&F::Sample> = batch.iter().collect();
-        let (sums, names) = run(forward, &batch, gates)?;
-        coefficients.add(&sums, batch.len() as u64, &names)?;
-        watch(&coefficients, batch.len())?;
+        add_batch(forward, &mut coefficients, &batch, gates)?;
+        done += batch.len();
+        progress(done);
     }
     Ok(coefficients)
+}
+
+/// Runs one batch and adds what was seen to `coefficients`. The sums are exact, so batches may come in any
+/// order.
+///
+/// # Errors
+/// A sample without an answer token, a non-finite activation, a model that does not run.
+pub fn add_batch<F: Forward>(
+    forward: &mut F,
+    coefficients: &mut Coefficients,
+    batch: &[&F::Sample],
+    gates: &Gates,
+) -> Result<(), Error> {
+    let (sums, names) = run(forward, batch, gates)?;
+    coefficients.add(&sums, batch.len() as u64, &names)
 }
 
 /// One forward pass, and the batch's name for messages.

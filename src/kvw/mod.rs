@@ -32,7 +32,7 @@ mod setting;
 mod shard;
 mod weaken;
 
-pub use coefficients::{Coefficients, LayerCoefficients, collect, collect_more};
+pub use coefficients::{Coefficients, LayerCoefficients, add_batch, collect};
 pub use draw::Draws;
 pub use error::Error;
 pub use file::{load_coefficients, load_part, load_plan, save_coefficients, save_part, save_plan};

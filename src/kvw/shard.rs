@@ -48,15 +48,15 @@ impl Shard {
         self.count
     }
 
-    /// Its part of `samples` samples that are run in batches of `batch_size`: whole batches, shared
-    /// out evenly. Empty where there are more parts than batches.
-    pub fn range(self, samples: usize, batch_size: usize) -> Range<usize> {
-        let batch_size = batch_size.max(1);
-        let batches = samples.div_ceil(batch_size) as u128;
+    /// Its part of `samples` samples of which `together` are never divided: whole groups, shared out
+    /// evenly. Empty where there are more parts than groups.
+    pub fn range(self, samples: usize, together: usize) -> Range<usize> {
+        let together = together.max(1);
+        let groups = samples.div_ceil(together) as u128;
         let border = |index: usize| {
-            let batch = batches * index as u128 / self.count as u128;
-            let batch = usize::try_from(batch).unwrap_or(usize::MAX);
-            batch.saturating_mul(batch_size).min(samples)
+            let group = groups * index as u128 / self.count as u128;
+            let group = usize::try_from(group).unwrap_or(usize::MAX);
+            group.saturating_mul(together).min(samples)
         };
         border(self.index)..border(self.index + 1)
     }

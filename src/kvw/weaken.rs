@@ -240,8 +240,8 @@ fn parameters(rule: &dyn Rule, options: &Options) -> serde_json::Value {
 }
 
 impl Order {
-    /// The sample indices of one epoch.
-    fn indices(self, samples: usize, epoch: usize) -> Vec<usize> {
+    /// The sample indices of one epoch, counted from 0.
+    pub fn indices(self, samples: usize, epoch: usize) -> Vec<usize> {
         match self {
             Order::File => (0..samples).collect(),
             Order::Shuffle { seed } => {

@@ -22,6 +22,19 @@ use crate::graph::LayerId;
 use crate::kvw::{self, Coefficients, Part, Rule, Shard};
 use crate::runtime::Decoder;
 
+/// Batches of which the samples are shared out by length.
+const BATCHES: usize = 8;
+
+/// How many samples are looked at together: those of similar length go into one batch, so that little of it
+/// is padding. A batch of one needs no padding. Windows begin at the set's first sample and are never
+/// divided, so batches are the same ones however the set is divided.
+pub fn window(batch_size: usize) -> usize {
+    match batch_size {
+        0 | 1 => 1,
+        size => size.saturating_mul(BATCHES),
+    }
+}
+
 /// What is collected, and where to.
 pub struct Job<'a> {
     /// The whole set, in its order.
@@ -64,7 +77,7 @@ impl Job<'_> {
     /// done.
     ///
     /// # Errors
-    /// See [`kvw::collect`]; a file that cannot be written.
+    /// See [`Model::collect_more`]; a file that cannot be written.
     pub fn run(
         self,
         model: &mut Model<'_>,
@@ -75,7 +88,7 @@ impl Job<'_> {
         let job = self.digest(decoder.layers())?;
         let all = self.samples.len();
         let range = match self.shard {
-            Some(shard) => shard.range(all, self.batch_size),
+            Some(shard) => shard.range(all, window(self.batch_size)),
             None => 0..all,
         };
         let output = match self.shard {
@@ -155,6 +168,7 @@ impl Job<'_> {
             "provenance": self.provenance,
             "moment": self.rule.moment(),
             "batch_size": self.batch_size,
+            "window": window(self.batch_size),
             "layers": layers,
         });
         Ok(Sha256::of_bytes(job.to_string().as_bytes()).to_string())

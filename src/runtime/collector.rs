@@ -1,14 +1,14 @@
 //! The instrumented decoder as the method's [`Forward`].
 
 use std::error::Error as StdError;
-use std::path::Path;
 use std::sync::Arc;
 
+use super::prefetch::{self, Prefetch};
 use super::{Decoder, Embedded, Error, Towers};
 use crate::dataset::Sample;
 use crate::graph::LayerId;
 use crate::kvw::{Forward, Gates, Sums, TokenWeights};
-use crate::preprocess::{self, Family, Feed, Form, PositionIds};
+use crate::preprocess::{self, Family, Feed, Form, PositionIds, Prepared};
 
 /// Whatever makes decoder inputs of a sample.
 pub trait Embed {
@@ -29,7 +29,7 @@ pub trait Embed {
 /// ready-made inputs.
 pub struct Lvlm {
     /// Chat template, tokenizer, image processor; or why there is none. Ready-made inputs need none.
-    family: Result<Box<dyn Family>, Arc<preprocess::Error>>,
+    family: MaybeFamily,
     /// Token embedding and vision encoder.
     pub towers: Towers,
     /// Which tokens the statistics are taken over.
@@ -52,12 +52,7 @@ impl Lvlm {
     /// # Errors
     /// [`Error::NoFamily`].
     pub fn family(&self) -> Result<&dyn Family, Error> {
-        match &self.family {
-            Ok(family) => Ok(family.as_ref()),
-            Err(source) => Err(Error::NoFamily {
-                source: Arc::clone(source),
-            }),
-        }
+        family_of(&self.family)
     }
 
     /// Prepares a sample and forgets the result: whether it can be.
@@ -65,14 +60,7 @@ impl Lvlm {
     /// # Errors
     /// The sample cannot be prepared.
     pub fn check(&self, sample: &Sample) -> Result<(), Error> {
-        match &sample.feed {
-            Some(feed) => Feed::read(feed).map(|_| ())?,
-            None => self
-                .family()?
-                .prepare(sample, Form::WithAnswer)
-                .map(|_| ())?,
-        }
-        Ok(())
+        Made::of(&self.family, sample, Form::WithAnswer).map(|_| ())
     }
 
     /// The decoder's inputs for a sample in either form.
@@ -80,32 +68,110 @@ impl Lvlm {
     /// # Errors
     /// The sample cannot be prepared, or a component of the model fails.
     pub fn embed_as(&mut self, sample: &Sample, form: Form) -> Result<Embedded, Error> {
-        if let Some(feed) = &sample.feed {
-            return self.ready(&sample.id, feed);
-        }
-        let prepared = self.family()?.prepare(sample, form)?;
-        let answer_mask = match self.weights {
-            TokenWeights::Answer => prepared.answer_mask.iter().map(|&c| f32::from(c)).collect(),
-        };
-        self.towers.prepare(prepared, answer_mask)
+        let made = Made::of(&self.family, sample, form)?;
+        made.embed(&mut self.towers, self.weights, &sample.id)
     }
 
-    /// The inputs that a file holds. Ids without embeddings are embedded, where the decoder takes those.
-    fn ready(&mut self, id: &str, path: &Path) -> Result<Embedded, Error> {
-        let feed = Feed::read(path)?;
-        let inputs_embeds = match feed.inputs_embeds {
-            Some(embeds) => Some(embeds),
-            None => self.towers.embed(&feed.input_ids)?,
-        };
-        Ok(Embedded {
-            id: id.to_owned(),
-            next_position: i64::try_from(feed.input_ids.len()).unwrap_or(i64::MAX),
-            input_ids: feed.input_ids,
-            inputs_embeds,
-            position_ids: PositionIds::Unstated,
-            answer_mask: feed.answer_mask,
-            decoder_inputs: feed.others,
+    /// Lets `f` embed samples with their answers, of which those in `order` are prepared on other threads
+    /// before their turn comes.
+    pub fn ahead<T>(&mut self, order: &[&Sample], f: impl FnOnce(&mut Ahead<'_>) -> T) -> T {
+        let family = &self.family;
+        let (towers, weights) = (&mut self.towers, self.weights);
+        prefetch::run(
+            order,
+            |sample| Made::of(family, sample, Form::WithAnswer),
+            |made| {
+                f(&mut Ahead {
+                    made,
+                    towers,
+                    weights,
+                })
+            },
+        )
+    }
+}
+
+/// A family, or why there is none.
+type MaybeFamily = Result<Box<dyn Family>, Arc<preprocess::Error>>;
+
+fn family_of(family: &MaybeFamily) -> Result<&dyn Family, Error> {
+    match family {
+        Ok(family) => Ok(family.as_ref()),
+        Err(source) => Err(Error::NoFamily {
+            source: Arc::clone(source),
+        }),
+    }
+}
+
+/// A sample that waits for the model.
+enum Made {
+    Prepared(Prepared),
+    Ready(Feed),
+}
+
+impl Made {
+    /// What can be done without the model: decode, resize, tokenize; or read what is ready.
+    fn of(family: &MaybeFamily, sample: &Sample, form: Form) -> Result<Made, Error> {
+        Ok(match &sample.feed {
+            Some(feed) => Made::Ready(Feed::read(feed)?),
+            None => Made::Prepared(family_of(family)?.prepare(sample, form)?),
         })
+    }
+
+    fn embed(
+        self,
+        towers: &mut Towers,
+        weights: TokenWeights,
+        id: &str,
+    ) -> Result<Embedded, Error> {
+        match self {
+            Made::Prepared(prepared) => {
+                let answer_mask = match weights {
+                    TokenWeights::Answer => {
+                        prepared.answer_mask.iter().map(|&c| f32::from(c)).collect()
+                    }
+                };
+                towers.prepare(prepared, answer_mask)
+            }
+            Made::Ready(feed) => ready(feed, towers, id),
+        }
+    }
+}
+
+/// The inputs that a file held. Ids without embeddings are embedded, where the decoder takes those.
+fn ready(feed: Feed, towers: &mut Towers, id: &str) -> Result<Embedded, Error> {
+    let inputs_embeds = match feed.inputs_embeds {
+        Some(embeds) => Some(embeds),
+        None => towers.embed(&feed.input_ids)?,
+    };
+    Ok(Embedded {
+        id: id.to_owned(),
+        next_position: i64::try_from(feed.input_ids.len()).unwrap_or(i64::MAX),
+        input_ids: feed.input_ids,
+        inputs_embeds,
+        position_ids: PositionIds::Unstated,
+        answer_mask: feed.answer_mask,
+        decoder_inputs: feed.others,
+    })
+}
+
+/// A model's preprocessing that works ahead, with its towers: see [`Lvlm::ahead`].
+pub struct Ahead<'a> {
+    made: Prefetch<'a, Sample, Result<Made, Error>>,
+    towers: &'a mut Towers,
+    weights: TokenWeights,
+}
+
+impl Embed for Ahead<'_> {
+    type Sample = Sample;
+
+    fn name<'a>(&self, sample: &'a Sample) -> &'a str {
+        &sample.id
+    }
+
+    fn embed(&mut self, sample: &Sample) -> Result<Embedded, Error> {
+        let made = self.made.take(sample)?;
+        made.embed(self.towers, self.weights, &sample.id)
     }
 }
 
@@ -118,6 +184,56 @@ impl Embed for Lvlm {
 
     fn embed(&mut self, sample: &Sample) -> Result<Embedded, Error> {
         self.embed_as(sample, Form::WithAnswer)
+    }
+}
+
+/// A source of which some samples are embedded already, so that batches can be formed by what they are.
+pub struct Window<'a, E: Embed> {
+    source: &'a mut E,
+    embedded: Vec<(&'a E::Sample, Embedded)>,
+}
+
+impl<'a, E: Embed> Window<'a, E> {
+    /// Embeds `samples`, each once.
+    ///
+    /// # Errors
+    /// The first sample that cannot be embedded, with its number.
+    pub fn open(
+        source: &'a mut E,
+        samples: &'a [E::Sample],
+    ) -> Result<Window<'a, E>, (usize, Error)> {
+        let mut embedded = Vec::with_capacity(samples.len());
+        for (index, sample) in samples.iter().enumerate() {
+            let made = source.embed(sample).map_err(|error| (index, error))?;
+            embedded.push((sample, made));
+        }
+        Ok(Window { source, embedded })
+    }
+
+    /// The samples by their number of tokens; those of equal length in their order.
+    pub fn by_length(&self) -> Vec<&'a E::Sample> {
+        let lengths = self.embedded.iter();
+        let mut lengths: Vec<_> = lengths
+            .map(|(sample, embedded)| (embedded.input_ids.len(), *sample))
+            .collect();
+        lengths.sort_by_key(|(length, _)| *length);
+        lengths.into_iter().map(|(_, sample)| sample).collect()
+    }
+}
+
+impl<E: Embed> Embed for Window<'_, E> {
+    type Sample = E::Sample;
+
+    fn name<'s>(&self, sample: &'s E::Sample) -> &'s str {
+        self.source.name(sample)
+    }
+
+    fn embed(&mut self, sample: &E::Sample) -> Result<Embedded, Error> {
+        let mut embedded = self.embedded.iter();
+        match embedded.position(|(made_of, _)| std::ptr::eq(*made_of, sample)) {
+            Some(index) => Ok(self.embedded.swap_remove(index).1),
+            None => self.source.embed(sample),
+        }
     }
 }
 

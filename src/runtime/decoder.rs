@@ -18,7 +18,7 @@ use ort::session::SessionOutputs;
 use ort::value::DynValue;
 
 use super::engine::{Engine, Work};
-use super::part::{Inputs, Part, Run};
+use super::part::{Inputs, Part, Run, own_inputs};
 use super::tensor::to_floats;
 use super::{Embedded, Error};
 use crate::bundle::DecoderNames;
@@ -187,8 +187,8 @@ impl Decoder {
         self.sums_of(batch, gates)
     }
 
-    /// Whether these samples can be one run: the graph leaves the batch open, and no sample brings
-    /// tensors of its own for what is padded here.
+    /// Whether these samples can be one run: the graph leaves the batch open, no sample brings tensors of
+    /// its own for what is padded here, and those that they do bring can be stacked.
     fn fit_together(&self, batch: &[&Embedded]) -> bool {
         let padded = [
             &self.names.input_ids,
@@ -201,6 +201,7 @@ impl Decoder {
                 .iter()
                 .flat_map(|sample| &sample.decoder_inputs)
                 .any(|own| padded.contains(&&own.tensor.name))
+            && own_inputs(batch).is_ok()
     }
 
     fn sums_of(&mut self, batch: &[&Embedded], gates: &Gates) -> Result<Sums, Error> {

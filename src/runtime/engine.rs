@@ -37,6 +37,7 @@ pub struct Engine {
     library: Located,
     device: Device,
     threads: usize,
+    feature_folder: Option<PathBuf>,
     /// Where the session opened last runs, and whether its weights are prepacked.
     opened: Mutex<Option<(Placement, bool)>>,
 }
@@ -55,8 +56,21 @@ impl Engine {
             library,
             device,
             threads,
+            feature_folder: None,
             opened: Mutex::new(None),
         })
+    }
+
+    /// The same, keeping image features in `folder` for later runs.
+    #[must_use]
+    pub fn with_feature_folder(mut self, folder: Option<PathBuf>) -> Engine {
+        self.feature_folder = folder;
+        self
+    }
+
+    /// Where image features are kept for later runs.
+    pub fn feature_folder(&self) -> Option<&Path> {
+        self.feature_folder.as_deref()
     }
 
     /// The library that runs.

@@ -80,6 +80,9 @@ pub enum Error {
         /// Most tokens of prompt and answer.
         limit: usize,
     },
+    /// The folder of kept image features, or a file to be digested for it, cannot be used.
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
     /// A sample could not be prepared.
     #[error(transparent)]
     Preprocess(#[from] crate::preprocess::Error),
@@ -108,6 +111,7 @@ impl Error {
             }
             Error::NoFamily { source } => return source.hint(),
             Error::Feed(source) => return source.hint(),
+            Error::Files(source) => return source.hint(),
             Error::Input { .. } => {
                 "-1 stands for a dimension that the model leaves open".into()
             }

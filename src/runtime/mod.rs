@@ -19,15 +19,17 @@ mod engine;
 mod error;
 pub mod fetch;
 pub mod generate;
+mod kept_features;
 pub mod locate;
 pub mod memory;
 mod part;
+mod prefetch;
 mod tensor;
 mod towers;
 
 use ndarray::Array3;
 
-pub use collector::{Collector, Embed, Lvlm};
+pub use collector::{Ahead, Collector, Embed, Lvlm, Window};
 pub use decoder::{Cache, Decoder, Token};
 pub use device::{Device, Placement};
 pub use engine::{Engine, Work};

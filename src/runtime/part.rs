@@ -425,7 +425,7 @@ fn embeddings(batch: &[&Embedded], tokens: usize) -> Result<Option<Array3<f32>>,
 }
 
 /// The batch's own tensors, those of one name stacked.
-fn own_inputs(batch: &[&Embedded]) -> Result<Vec<NamedTensor>, ort::Error> {
+pub(super) fn own_inputs(batch: &[&Embedded]) -> Result<Vec<NamedTensor>, ort::Error> {
     let mut names: Vec<&str> = batch
         .iter()
         .flat_map(|sample| &sample.decoder_inputs)

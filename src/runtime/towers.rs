@@ -10,9 +10,10 @@ use ndarray::{Array2, Array3, ArrayD, Ix3, aview1, s};
 use ort::session::Session;
 
 use super::engine::{Engine, Work};
+use super::kept_features::KeptFeatures;
 use super::tensor::{Port, to_floats};
 use super::{Embedded, Error, Token};
-use crate::graph::session;
+use crate::graph::session::{self, SessionModel};
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{
     DecoderInput, FeatureCache, ImageInputs, NamedTensor, Prepared, TensorValue,
@@ -30,16 +31,17 @@ struct Component {
 }
 
 impl Component {
-    fn open(engine: &Engine, path: &Path, work: Work) -> Result<Component, Error> {
+    fn open(engine: &Engine, path: &Path, work: Work) -> Result<(Component, SessionModel), Error> {
         let model = ModelFile::open(path, &Limits::default()).map_err(crate::graph::Error::from)?;
         let graph = session::encode(&model, model.proto().clone())?;
         let session = engine.open(&graph, path, work)?;
         let inputs = session.inputs().iter().filter_map(Port::of).collect();
-        Ok(Component {
+        let component = Component {
             model: path.to_owned(),
             session,
             inputs,
-        })
+        };
+        Ok((component, graph))
     }
 
     fn input(&self, names: &[&str]) -> Result<&Port, Error> {
@@ -129,6 +131,8 @@ pub struct Towers {
     vision: Option<Component>,
     embed_tokens: Option<Component>,
     features: FeatureCache,
+    /// Where features outlive the run.
+    kept: Option<KeptFeatures>,
     image_token_id: Option<i64>,
     /// The names of the decoder's inputs: what is not put into embeddings must be one of them.
     decoder_takes: Vec<String>,
@@ -154,10 +158,19 @@ impl Towers {
             path.map(|path| Component::open(engine, path, work))
                 .transpose()
         };
+        let (vision, kept) = match open(vision)? {
+            Some((vision, graph)) => {
+                let folder = engine.feature_folder();
+                let keep = |folder| KeptFeatures::open(folder, &graph, &engine.describe());
+                (Some(vision), folder.map(keep).transpose()?)
+            }
+            None => (None, None),
+        };
         Ok(Towers {
-            vision: open(vision)?,
-            embed_tokens: open(embed_tokens)?,
+            vision,
+            embed_tokens: open(embed_tokens)?.map(|(component, _)| component),
             features: FeatureCache::default(),
+            kept,
             image_token_id,
             decoder_takes: Vec::new(),
         })
@@ -335,10 +348,21 @@ impl Towers {
         // The cache and the encoder are both parts of self: take the cache out for the call.
         let mut cache = std::mem::take(&mut self.features);
         let outputs = cache
-            .get_or_encode(image, |image| self.encode(&image.tensors))
+            .get_or_encode(image, |image| self.kept_or_encoded(image))
             .map(<[NamedTensor]>::to_vec);
         self.features = cache;
         outputs
+    }
+
+    fn kept_or_encoded(&mut self, image: &ImageInputs) -> Result<Vec<NamedTensor>, Error> {
+        if let Some(features) = self.kept.as_ref().and_then(|kept| kept.load(&image.key)) {
+            return Ok(features);
+        }
+        let features = self.encode(&image.tensors)?;
+        if let Some(kept) = &self.kept {
+            kept.save(&image.key, &features);
+        }
+        Ok(features)
     }
 }
 
