@@ -1,6 +1,6 @@
 //! Collecting in batches, ahead of the model and with kept image features: the same sums.
 
-#![allow(clippy::unwrap_used, clippy::panic)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::print_stderr)]
 
 mod support;
 
