@@ -2,7 +2,7 @@
 //!
 //! One file per verb; `verbs` is the list of them, and without the feature `runtime` the shorter one of `edge`.
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done or passed · 1 a
-//! verification failed · 2 usage or bad input · 3 internal error · 130 interrupted.
+//! verification failed · 2 usage or bad input · 3 internal error · 130 interrupted (143 by SIGTERM, 129 by SIGHUP).
 
 mod apply;
 mod diff;
@@ -45,12 +45,14 @@ mod verbs;
 #[cfg(feature = "runtime")]
 mod weaken;
 
+use std::io::Write as _;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::process::ExitCode;
 
 use clap::{Args, Parser as _};
 use tracing_subscriber::EnvFilter;
 
+use crate::files::interrupt::{self, Interrupted};
 use printer::{Format, Printer};
 use verbs::Cli;
 
@@ -79,6 +81,9 @@ pub fn main() -> ExitCode {
         .with_writer(std::io::stderr)
         .init();
     let printer = Printer::new(global.format);
+    if let Err(error) = interrupt::listen(interrupted) {
+        tracing::warn!("interrupts will not be cleaned up after: {error}");
+    }
     let run = AssertUnwindSafe(|| verb.run(&printer));
     match catch_unwind(run) {
         Ok(Ok(outcome)) => outcome.into(),
@@ -93,4 +98,17 @@ pub fn main() -> ExitCode {
             ExitCode::from(3)
         }
     }
+}
+
+/// Says what an interrupted run leaves, and ends the process: 128 and the signal's number.
+fn interrupted(by: Interrupted) {
+    let mut lines = "interrupted: unfinished files were removed\n".to_owned();
+    for folder in by.pending {
+        let folder = folder.display();
+        lines += &format!(
+            "{folder}: a change in place is half done; finish it: kvw apply {folder} --resume\n"
+        );
+    }
+    let _ = anstream::stderr().write_all(lines.as_bytes());
+    signal_hook::low_level::exit(128 + by.signal);
 }

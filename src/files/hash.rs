@@ -68,6 +68,12 @@ impl Sha256 {
     }
 }
 
+impl From<[u8; 32]> for Sha256 {
+    fn from(bytes: [u8; 32]) -> Self {
+        Sha256(bytes)
+    }
+}
+
 /// A sha256 digest in the making, of bytes that come piece by piece.
 #[derive(Clone, Default)]
 pub struct Sha256Hasher(sha2::Sha256);

@@ -5,18 +5,26 @@
 //!
 //! - [`new_folder`]: an output folder, staged beside its destination and renamed once; single
 //!   files likewise.
+//! - [`journal`]: files changed where they lie, resumable after a crash.
+//! - [`lock`]: one writer at a time in one folder.
+//! - [`interrupt`]: what an interrupted run takes away with it.
 //! - [`copy`]: one file copied, by sharing its blocks where the file system can, and byte ranges
 //!   of a copy overwritten.
 //! - [`contain`]: the one function that opens a file which a *model* named.
 //! - [`hash`]: the one place for digests.
 //! - [`map`]: memory maps.
+//! - [`shred`]: a file overwritten before it is removed.
 //! - [`space`]: whether there is room, asked before anything is written.
 
 pub mod contain;
 pub mod copy;
 pub mod hash;
+pub mod interrupt;
+pub mod journal;
+pub mod lock;
 pub mod map;
 pub mod new_folder;
+pub mod shred;
 pub mod space;
 
 use std::io;
@@ -25,7 +33,8 @@ use std::path::{Path, PathBuf};
 pub use contain::{Contained, Root, open_beneath};
 pub use copy::{BegunCopy, Copied, Method, PatchTarget, copy_file, patch_file};
 pub use hash::{Sha256, Sha256Hasher};
-pub use new_folder::{RECEIPT, StagedFolder, VOUCHERS, write_atomic};
+pub use lock::FolderLock;
+pub use new_folder::{RECEIPT, StagedFile, StagedFolder, VOUCHERS, write_atomic};
 pub use space::available_bytes;
 
 /// What can go wrong while a file is read, copied or written.
@@ -81,6 +90,36 @@ pub enum Error {
         path: PathBuf,
         /// What is there.
         found: &'static str,
+    },
+    /// Another process writes to the folder.
+    #[error("another run of kvw is writing to `{}`", folder.display())]
+    Busy {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A journal or undo log that is none, is not whole, or is of another folder.
+    #[error("{}: expected a whole journal of kvw, found {found}", path.display())]
+    Journal {
+        /// The file.
+        path: PathBuf,
+        /// What is there.
+        found: String,
+    },
+    /// A range that a journal is about was changed by somebody else.
+    #[error("`{}`: expected the bytes before or after the patch, found others at byte {offset}", path.display())]
+    Neither {
+        /// The file.
+        path: PathBuf,
+        /// The first byte of the range or sector that is neither.
+        offset: u64,
+    },
+    /// A file to be written to is reached through a symbolic link.
+    #[error("will not write to `{}` through a symbolic link, to `{}`", path.display(), resolved.display())]
+    Linked {
+        /// The file as it is named.
+        path: PathBuf,
+        /// The file that it is.
+        resolved: PathBuf,
     },
     /// The file has other names: writing to it would change files that nobody asked to change.
     #[error("will not write to `{}`: the file has {links} names (hard links)", path.display())]
@@ -141,9 +180,14 @@ impl Error {
                 Some("check the path".to_owned())
             }
             Error::NoParent { parent } => Some(format!("mkdir -p {}", parent.display())),
-            Error::HardLinked { .. } => {
+            Error::HardLinked { .. } | Error::Linked { .. } => {
                 Some("write a new folder with -o instead of changing this file".to_owned())
             }
+            Error::Busy { .. } => Some("wait until it is done".to_owned()),
+            Error::Neither { .. } => Some(
+                "something else wrote to the model: restore the file from a copy, and run again"
+                    .to_owned(),
+            ),
             Error::DiskFull {
                 needed, available, ..
             } => Some(match needed {

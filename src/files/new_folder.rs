@@ -24,6 +24,7 @@ use rustix::fs::{CWD, FlockOperation, RenameFlags};
 use rustix::io::Errno;
 
 use super::copy::{BegunCopy, Copied, PatchTarget, copy_file};
+use super::interrupt::Listed;
 use super::{Error, kind_of, space};
 
 /// The receipt that every output folder of this tool carries: what was done, to what, with what.
@@ -46,6 +47,7 @@ const REPLACED: &str = ".kvw-replaced-";
 pub struct StagedFolder {
     dest: PathBuf,
     staging: tempfile::TempDir,
+    listed: Listed,
     /// Holds the `flock` that tells other runs that this folder is alive.
     _lock: File,
     force: bool,
@@ -73,11 +75,13 @@ impl StagedFolder {
             .permissions(Permissions::from_mode(0o777))
             .tempdir_in(&parent)
             .map_err(Error::io("create a folder in", &parent))?;
+        let listed = Listed::temporary(staging.path());
         let lock = File::open(staging.path()).map_err(Error::io("open", staging.path()))?;
         try_lock(&lock);
         Ok(StagedFolder {
             dest,
             staging,
+            listed,
             _lock: lock,
             force,
             syncs: Vec::new(),
@@ -200,7 +204,11 @@ impl StagedFolder {
         }
         sync_tree(self.staging.path())?;
         check_replaceable(&self.dest, self.force)?;
-        let exchanged = publish(self.staging.path(), &self.dest, self.force)?;
+        let publish = || publish(self.staging.path(), &self.dest, self.force);
+        // Where the old output now bears the staging name, that is still a temporary.
+        let exchanged = self
+            .listed
+            .settle(publish, |done| matches!(done, Ok(false)))?;
         sync_folder(parent_of(&self.dest))?;
         if exchanged {
             // The old output now bears the staging name; should deleting it be interrupted, it
@@ -218,30 +226,35 @@ impl StagedFolder {
 /// One orphan hunt and creation at a time in this process.
 static CREATING: Mutex<()> = Mutex::new(());
 
-/// Writes the file `path` as a whole or not at all: `write` fills a temporary file beside it, which
-/// is synced and renamed. A symbolic link at `path` is replaced, not followed.
-///
-/// # Errors
-/// [`Error::Exists`] unless `force`, [`Error::NotRegular`] when a folder or device is there,
-/// [`Error::DiskFull`], [`Error::Io`].
-pub fn write_atomic(
-    path: &Path,
+/// A file under construction, beside its destination. Dropped without [`commit`](Self::commit), it is removed.
+#[derive(Debug)]
+pub struct StagedFile {
+    dest: PathBuf,
+    parent: PathBuf,
+    staging: io::BufWriter<tempfile::NamedTempFile>,
+    listed: Listed,
     force: bool,
-    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
-) -> Result<(), Error> {
-    let (parent, name) = parent_and_name(path)?;
-    let path = parent.join(&name);
-    match fs::symlink_metadata(&path) {
-        Ok(_) if !force => return Err(Error::Exists { path }),
-        Ok(found) if !found.is_file() && !found.is_symlink() => {
-            return Err(Error::NotRegular {
-                found: kind_of(found.file_type()),
-                path,
-            });
+}
+
+impl StagedFile {
+    /// Begins the file `path`. With `force` an existing one is replaced when this is committed; a symbolic link is
+    /// replaced, not followed.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] unless `force`, [`Error::NotRegular`] when a folder or device is there, [`Error::Io`].
+    pub fn create(path: &Path, force: bool) -> Result<StagedFile, Error> {
+        let (parent, name) = parent_and_name(path)?;
+        let dest = parent.join(&name);
+        match fs::symlink_metadata(&dest) {
+            Ok(_) if !force => return Err(Error::Exists { path: dest }),
+            Ok(found) if !found.is_file() && !found.is_symlink() => {
+                return Err(Error::NotRegular {
+                    found: kind_of(found.file_type()),
+                    path: dest,
+                });
+            }
+            _ => {}
         }
-        _ => {}
-    }
-    let file = {
         let _creating = CREATING.lock();
         remove_orphans(&parent, &name);
         let file = tempfile::Builder::new()
@@ -249,26 +262,66 @@ pub fn write_atomic(
             .permissions(Permissions::from_mode(0o666))
             .tempfile_in(&parent)
             .map_err(Error::io("create a file in", &parent))?;
+        let listed = Listed::temporary(file.path());
         try_lock(file.as_file());
-        file
-    };
-    let mut buffered = io::BufWriter::with_capacity(1 << 16, file);
-    write(&mut buffered).map_err(Error::io("write", &path))?;
-    let file = buffered
-        .into_inner()
-        .map_err(|e| Error::io("write", &path)(e.into_error()))?;
-    file.as_file()
-        .sync_all()
-        .map_err(Error::io("sync", &path))?;
-    let renamed = match force {
-        true => file.persist(&path),
-        false => file.persist_noclobber(&path),
-    };
-    match renamed {
-        Ok(_) => sync_folder(&parent),
-        Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists { path }),
-        Err(e) => Err(Error::io("rename a file to", &path)(e.error)),
+        Ok(StagedFile {
+            dest,
+            parent,
+            staging: io::BufWriter::with_capacity(1 << 16, file),
+            listed,
+            force,
+        })
     }
+
+    /// The destination, absolute.
+    pub fn path(&self) -> &Path {
+        &self.dest
+    }
+
+    /// Syncs the file and renames it to its destination.
+    ///
+    /// # Errors
+    /// [`Error::Exists`] when the destination came into being meanwhile, [`Error::DiskFull`], [`Error::Io`]. The
+    /// destination is then what it was before; or, where only the parent's sync failed, it is complete.
+    pub fn commit(self) -> Result<(), Error> {
+        let path = self.dest;
+        let file =
+            (self.staging.into_inner()).map_err(|e| Error::io("write", &path)(e.into_error()))?;
+        (file.as_file().sync_all()).map_err(Error::io("sync", &path))?;
+        let persist = || match self.force {
+            true => file.persist(&path),
+            false => file.persist_noclobber(&path),
+        };
+        match self.listed.settle(persist, Result::is_ok) {
+            Ok(_) => sync_folder(&self.parent),
+            Err(e) if e.error.kind() == io::ErrorKind::AlreadyExists => Err(Error::Exists { path }),
+            Err(e) => Err(Error::io("rename a file to", &path)(e.error)),
+        }
+    }
+}
+
+impl Write for StagedFile {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.staging.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.staging.flush()
+    }
+}
+
+/// Writes the file `path` as a whole or not at all: `write` fills a [`StagedFile`], which is then committed.
+///
+/// # Errors
+/// Those of [`StagedFile`], and what `write` reports.
+pub fn write_atomic(
+    path: &Path,
+    force: bool,
+    write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> Result<(), Error> {
+    let mut file = StagedFile::create(path, force)?;
+    write(&mut file).map_err(Error::io("write", &file.dest))?;
+    file.commit()
 }
 
 /// The canonical parent and the last component of an output's path.
@@ -408,7 +461,7 @@ fn sync_tree(folder: &Path) -> Result<(), Error> {
         .try_for_each(|folder| sync_folder(folder))
 }
 
-fn sync_folder(folder: &Path) -> Result<(), Error> {
+pub(super) fn sync_folder(folder: &Path) -> Result<(), Error> {
     let opened = File::open(folder).map_err(Error::io("open", folder))?;
     match opened.sync_all() {
         // Some file systems have nothing to sync for a folder, and say so this way.
@@ -437,7 +490,7 @@ fn try_lock(file: &File) -> bool {
 
 /// Removes what dead processes left of earlier attempts at `name`. Whatever cannot be removed
 /// stays: it is not in the way.
-fn remove_orphans(parent: &Path, name: &OsStr) {
+pub(super) fn remove_orphans(parent: &Path, name: &OsStr) {
     let stem = partial_stem(name);
     let Ok(entries) = fs::read_dir(parent) else {
         return;
