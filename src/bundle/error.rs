@@ -32,6 +32,12 @@ pub enum Error {
         /// The file that needs it.
         needed_by: String,
     },
+    /// A patch in place was begun here and not finished.
+    #[error("{}: a patch in place is half done here", folder.display())]
+    Pending {
+        /// The model folder.
+        folder: PathBuf,
+    },
     /// A link in the folder that leads nowhere or out of it, or a file that is no regular file.
     #[error("{}: '{relative}' is not a file of this folder", folder.display())]
     Entry {
@@ -159,6 +165,7 @@ impl Error {
                 Some(format!("download {looked_for} of the same model too"))
             }
             Error::Entry { source, .. } => source.hint(),
+            Error::Pending { folder } => Some(format!("finish it: kvw apply {} --resume", folder.display())),
             Error::Unsupported { .. } => Some(
                 "build the model without that option, in the exporter's default form".to_owned(),
             ),

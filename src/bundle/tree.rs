@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use super::Error;
 use crate::files::Root;
+use crate::files::journal::is_pending;
 use crate::onnx::{Limits, ModelFile, Storage, tensors};
 
 /// No model has more files.
@@ -58,7 +59,8 @@ impl Tree {
     /// Every file below `folder`. What an interrupted run of this tool left there is not one.
     ///
     /// # Errors
-    /// A link that leads nowhere or out, a link to a folder, a device, a name that is not UTF-8.
+    /// A link that leads nowhere or out, a link to a folder, a device, a name that is not UTF-8;
+    /// [`Error::Pending`] where a patch in place was begun and not finished.
     pub fn of_folder(folder: &Path) -> Result<Tree, Error> {
         let mut tree = Tree::empty(folder)?;
         tree.whole = true;
@@ -171,6 +173,13 @@ impl Tree {
             relative: ".".to_owned(),
             source,
         })?;
+        // The journal lies in the model folder, the file that is asked for maybe in one below it.
+        let mut folders = root.folder().ancestors().take(3);
+        if let Some(pending) = folders.find(|folder| is_pending(folder)) {
+            return Err(Error::Pending {
+                folder: pending.to_owned(),
+            });
+        }
         Ok(Tree {
             folder: folder.to_owned(),
             root,

@@ -78,7 +78,7 @@ pub(super) struct Meter<'p> {
 }
 
 impl<'p> Meter<'p> {
-    fn new(stage: Stage, total: u64, report: &'p (dyn Fn(Progress) + Sync)) -> Self {
+    pub(super) fn new(stage: Stage, total: u64, report: &'p (dyn Fn(Progress) + Sync)) -> Self {
         report(Progress {
             stage,
             done: 0,
@@ -139,7 +139,6 @@ pub fn apply_if(
     accept: &mut Accept<'_>,
 ) -> Result<Receipt, Error> {
     let tree = bundle.tree();
-    let previous = Receipt::of(tree)?;
     refuse_nesting(tree, out)?;
     let mut staged = StagedFolder::create(out, options.force)?;
     staged.require_space(tree.bytes().saturating_add(plan.growth()))?;
@@ -171,17 +170,7 @@ pub fn apply_if(
             folder: bundle.folder().to_owned(),
         });
     }
-    let mut receipt = Receipt {
-        schema_version: SCHEMA_VERSION,
-        tool: env!("CARGO_PKG_NAME").to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        plan_digest: plan.digest(),
-        plan: options.plan.clone(),
-        edits: plan.mlps().to_vec(),
-        files: edited_files(&by_file, &before, &after)?,
-        evaluation: None,
-        previous: previous.map(Box::new),
-    };
+    let mut receipt = receipt(bundle, plan, options, &by_file, &before, &after)?;
     if options.checksums {
         for file in &mut receipt.files {
             let source = tree
@@ -226,7 +215,7 @@ impl FileEdits<'_> {
     }
 }
 
-fn by_file<'e>(tree: &'e Tree, plan: &'e EditPlan) -> Result<Vec<FileEdits<'e>>, Error> {
+pub(super) fn by_file<'e>(tree: &'e Tree, plan: &'e EditPlan) -> Result<Vec<FileEdits<'e>>, Error> {
     let mut files: BTreeMap<&str, FileEdits<'e>> = BTreeMap::new();
     let graphs = plan.graphs().iter();
     let ranges = plan.edits().iter();
@@ -457,6 +446,28 @@ fn edited_files(
         .collect()
 }
 
+/// What was done, as far as it is known while it is done.
+pub(super) fn receipt(
+    bundle: &Bundle,
+    plan: &EditPlan,
+    options: &Options,
+    files: &[FileEdits<'_>],
+    before: &[Vec<Sha256>],
+    after: &[Vec<Sha256>],
+) -> Result<Receipt, Error> {
+    Ok(Receipt {
+        schema_version: SCHEMA_VERSION,
+        tool: env!("CARGO_PKG_NAME").to_owned(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        plan_digest: plan.digest(),
+        plan: options.plan.clone(),
+        edits: plan.mlps().to_vec(),
+        files: edited_files(files, before, after)?,
+        evaluation: None,
+        previous: Receipt::of(bundle.tree())?.map(Box::new),
+    })
+}
+
 fn inserted(graph: &GraphEdit) -> Vec<InsertedRange> {
     let pieces = graph.splice.pieces();
     pieces
@@ -474,11 +485,7 @@ fn inserted(graph: &GraphEdit) -> Vec<InsertedRange> {
 }
 
 fn write_receipt(staged: &StagedFolder, receipt: &Receipt) -> Result<(), Error> {
-    let text = serde_json::to_vec_pretty(receipt).map_err(|source| crate::files::Error::Io {
-        action: "write",
-        path: staged.path().join(RECEIPT),
-        source: source.into(),
-    })?;
+    let text = receipt.to_bytes(&staged.path().join(RECEIPT))?;
     Ok(staged.write(RECEIPT, &text)?)
 }
 

@@ -143,6 +143,36 @@ pub enum Error {
         /// The model folder.
         folder: PathBuf,
     },
+    /// A gate of 0 that would leave its knowledge vector in the file.
+    #[error(
+        "{file}: layer {layer}: a gate of 0 would not remove its knowledge vector, in the form '{form}'"
+    )]
+    NotRemoved {
+        /// The decoder file.
+        file: String,
+        /// Decoder layer.
+        layer: LayerId,
+        /// The form of the edit.
+        form: super::EditForm,
+    },
+    /// A patch is of a whole model folder, or every decoder file would not be covered.
+    #[error("{}: expected a model folder to change in place, found a file", path.display())]
+    NotAFolder {
+        /// The model.
+        path: PathBuf,
+    },
+    /// A file whose length would change.
+    #[error(
+        "{file}: cannot be changed in place: its graph changes, from {before} to {after} bytes"
+    )]
+    GraphInPlace {
+        /// The file.
+        file: String,
+        /// Its length in bytes.
+        before: u64,
+        /// The length that it would have.
+        after: u64,
+    },
     /// A product that the stored type cannot hold, or a stored value that is no number.
     #[error(
         "{file}: '{tensor}', element {element}: {found} times gate {gate} is not a finite {dtype}"
@@ -244,6 +274,15 @@ impl Error {
             }
             Error::AlreadyApplied { .. } => {
                 "this folder is the result; apply the plan to the original model only".to_owned()
+            }
+            Error::NotRemoved { .. } => {
+                "only columns of a float W_down are removed for good: leave out --zero-below, or keep only float files in the folder"
+                    .to_owned()
+            }
+            Error::NotAFolder { .. } => "name the folder that holds the file".to_owned(),
+            Error::GraphInPlace { .. } => {
+                "write a new folder with -o; --edit columns or --edit scales changes no graph where it fits"
+                    .to_owned()
             }
             Error::Nested { .. } => "choose an output beside the model folder".to_owned(),
             Error::Changed { .. } => "let nothing write to the model folder meanwhile".to_owned(),

@@ -8,6 +8,7 @@
 //! 3. [`EditPlan`]: the byte ranges to multiply and the changes of graphs, as a value that was checked
 //!    and can be printed;
 //! 4. [`apply`](mod@apply): copy, patch, verify, rename;
+//!    or [`in_place`], where the model lies: journal, patch, verify;
 //! 5. [`diff`](mod@diff): what differs between two folders, and whether that was planned;
 //! 6. [`recheck`](mod@recheck): whether a folder still holds what its receipt says.
 //!
@@ -24,6 +25,7 @@ pub mod diff;
 mod error;
 mod form;
 pub mod identity;
+pub mod in_place;
 pub mod inspect;
 mod multiply;
 mod norms;

@@ -219,6 +219,27 @@ impl EditPlan {
         &self.mlps
     }
 
+    /// Whether a gate of exactly 0 removes its knowledge vector from every decoder file: only where columns of a float
+    /// `W_down` are multiplied where they lie. Any other form leaves the vector in the file, unused.
+    ///
+    /// # Errors
+    /// [`Error::NotRemoved`] with the first file and layer of `gates` that keeps one.
+    pub fn check_removal(&self, gates: &BTreeMap<LayerId, Vec<f32>>) -> Result<(), Error> {
+        let removes = |layer| {
+            let gates = gates.get(&layer).into_iter().flatten();
+            gates.into_iter().any(|&gate| gate == 0.0)
+        };
+        let keeps = |mlp: &&MlpEdit| mlp.form != EditForm::Columns || mlp.graph;
+        match (self.mlps.iter().filter(keeps)).find(|mlp| removes(mlp.layer)) {
+            Some(mlp) => Err(Error::NotRemoved {
+                file: mlp.file.clone(),
+                layer: mlp.layer,
+                form: mlp.form,
+            }),
+            None => Ok(()),
+        }
+    }
+
     /// The files whose graphs change.
     pub fn graphs(&self) -> &[GraphEdit] {
         &self.graphs

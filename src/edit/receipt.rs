@@ -160,6 +160,15 @@ impl Receipt {
         }
     }
 
+    /// The receipt as it is written to the file `path`.
+    ///
+    /// # Errors
+    /// What the caller told of the plan is no JSON.
+    pub fn to_bytes(&self, path: &Path) -> Result<Vec<u8>, Error> {
+        let text = serde_json::to_vec_pretty(self);
+        Ok(text.map_err(|source| crate::files::Error::io("write", path)(source.into()))?)
+    }
+
     /// Whether this plan is among those that made the folder.
     pub fn names(&self, plan: Sha256) -> bool {
         std::iter::successors(Some(self), |receipt| receipt.previous.as_deref())

@@ -2,7 +2,8 @@
 //!
 //! In: a block of a stored matrix (float32, float16, bfloat16, little-endian) and the gates along one
 //! of its axes. Out: the same block, scaled. The result is the stored type's value nearest to the
-//! exact product, ties to even; elements whose gate is 1 keep their bits, whatever they are.
+//! exact product, ties to even; elements whose gate is 1 keep their bits, whatever they are, and those whose
+//! gate is 0 become positive zero, whatever their sign was.
 //!
 //! float32: one IEEE multiplication rounds the exact product. float16 and bfloat16: the product (at
 //! most 11 + 24 significant bits) is exact in float64; going from there to 16 bits by way of float32
@@ -133,7 +134,7 @@ impl Scaling<'_> {
     }
 
     /// Cuts the block into rows, and hands each to `scale` with its gates.
-    fn runs<T>(
+    fn runs<T: Copy + Default>(
         &self,
         start: usize,
         mut values: &mut [T],
@@ -158,6 +159,7 @@ impl Scaling<'_> {
                     index: fault.index + done,
                     ..fault
                 })?;
+                erase(run, gates);
             }
             values = rest;
             done += len;
@@ -182,6 +184,25 @@ impl Gates<'_> {
         match self {
             Gates::One(gate) => gate == 1.0,
             Gates::Each(gates) => gates.iter().all(|&gate| gate == 1.0),
+        }
+    }
+}
+
+/// Writes positive zero where the gate is 0: a product would keep the value's sign, and the signs of a knowledge vector
+/// tell much of it.
+#[allow(clippy::float_cmp)] // Exactly 0 is what destroys.
+fn erase<T: Copy + Default>(values: &mut [T], gates: Gates<'_>) {
+    match gates {
+        Gates::One(0.0) => values.fill(T::default()),
+        Gates::One(_) => {}
+        Gates::Each(gates) => {
+            for (value, _) in values
+                .iter_mut()
+                .zip(gates)
+                .filter(|(_, gate)| **gate == 0.0)
+            {
+                *value = T::default();
+            }
         }
     }
 }
@@ -483,6 +504,23 @@ mod tests {
         let exact = 1.0 + 2f64.powi(-11) + 2f64.powi(-25);
         assert_eq!(half::f16::from_f32(exact as f32).to_bits(), 0x3c00);
         assert_eq!(Float16::narrow(round_to_odd(exact)), 0x3c01);
+    }
+
+    #[test]
+    fn a_gate_of_0_leaves_no_sign_behind() {
+        let mut block = Block::with_capacity(8);
+        let values: [f32; 2] = [-3.0, -0.0];
+        for (axis, gates) in [(0, [0.0, 0.0]), (1, [0.0, -0.0])] {
+            (block.resized(8)).copy_from_slice(bytemuck::cast_slice(&values));
+            let scaling = Scaling {
+                dtype: DataType::FLOAT,
+                columns: 2,
+                axis,
+                gates: &gates,
+            };
+            assert!(scaling.apply(0, &mut block).is_ok());
+            assert_eq!(block.bytes(), [0; 8]);
+        }
     }
 
     #[test]

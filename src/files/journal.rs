@@ -720,6 +720,7 @@ pub fn undo(folder: &Path, log: &Path, lock: &FolderLock) -> Result<RolledForwar
 pub const ROOM: u64 = 1 << 20;
 
 #[cfg(test)]
+#[allow(clippy::cast_possible_truncation)]
 mod tests {
     use std::fs;
 

@@ -36,6 +36,19 @@ pub struct PlanSummary {
 }
 
 impl Plan {
+    /// Makes every gate whose magnitude is below `threshold` exactly 0, and says how many neurons that leaves
+    /// without their knowledge vector. Such a gate cannot be divided out again.
+    pub fn zero_below(&mut self, threshold: f32) -> usize {
+        let mut zeroed = 0;
+        for gate in self.gates.values_mut().flatten() {
+            if gate.abs() < threshold {
+                *gate = 0.0;
+                zeroed += 1;
+            }
+        }
+        zeroed
+    }
+
     /// The plan in numbers.
     pub fn summary(&self) -> PlanSummary {
         let all = || self.gates.values().flatten();

@@ -11,7 +11,7 @@ use super::{
 };
 use crate::bundle::{Bundle, Tree};
 use crate::edit::{self, Receipt};
-use crate::files::{RECEIPT, Sha256, VOUCHERS, write_atomic};
+use crate::files::{FolderLock, RECEIPT, Sha256, VOUCHERS, write_atomic};
 
 /// How a folder is signed.
 #[derive(Default)]
@@ -46,6 +46,7 @@ pub struct Signed {
 /// A folder without a receipt; an original that the receipt does not fit; a file that cannot be read or
 /// written.
 pub fn sign(folder: &Path, options: &SignOptions<'_>) -> Result<Signed, Error> {
+    let _lock = FolderLock::take(folder)?;
     let bundle = Bundle::open(folder)?;
     let receipt = Receipt::of(bundle.tree())?.ok_or_else(|| Error::NoReceipt {
         folder: folder.to_owned(),
