@@ -28,6 +28,8 @@ pub mod bundle;
 pub mod check;
 pub mod cli;
 #[cfg(feature = "runtime")]
+pub mod confine;
+#[cfg(feature = "runtime")]
 pub mod dataset;
 pub mod edit;
 #[cfg(feature = "runtime")]
@@ -35,6 +37,7 @@ pub mod eval;
 pub mod files;
 pub mod graph;
 pub mod kvw;
+pub mod limits;
 pub mod onnx;
 #[cfg(feature = "runtime")]
 pub mod pipeline;

@@ -304,8 +304,11 @@ fn every_fault_of_a_configuration_is_named_by_file_and_key() {
     }
     let temp = folder(FILES, "");
     let large = fs::File::create(temp.path().join("config.json")).unwrap();
-    large.set_len(kvw::bundle::MAX_JSON_BYTES + 1).unwrap();
-    assert!(matches!(open_error(temp.path()), Error::TooLarge { .. }));
+    large.set_len(kvw::limits::JSON_BYTES + 1).unwrap();
+    assert!(matches!(
+        open_error(temp.path()),
+        Error::Files(kvw::files::Error::TooLarge { .. })
+    ));
 }
 
 #[test]

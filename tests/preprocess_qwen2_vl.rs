@@ -624,7 +624,7 @@ fn a_broken_model_folder_is_an_error_that_names_the_file_and_the_field() {
         Some(config.to_string())
     };
     for (file, content, expected) in [
-        ("config.json", None, "cannot read "),
+        ("config.json", None, "cannot open "),
         (
             "config.json",
             Some("{".into()),
@@ -655,7 +655,7 @@ fn a_broken_model_folder_is_an_error_that_names_the_file_and_the_field() {
             config("vision_config", json!({"spatial_merge_size": 3})),
             "`vision_config.spatial_merge_size`",
         ),
-        ("preprocessor_config.json", None, "cannot read "),
+        ("preprocessor_config.json", None, "cannot open "),
         (
             "preprocessor_config.json",
             processor("patch_size", 0.into()),
@@ -691,7 +691,7 @@ fn a_broken_model_folder_is_an_error_that_names_the_file_and_the_field() {
             processor("do_resize", false.into()),
             "`do_resize`: expected true, found false",
         ),
-        ("tokenizer.json", None, "cannot read "),
+        ("tokenizer.json", None, "cannot open "),
         (
             "tokenizer.json",
             Some("garbage".into()),

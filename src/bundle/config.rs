@@ -4,15 +4,13 @@
 //! In: a model's files. Out: a [`Config`], each value checked; a key that is absent is `None`, a
 //! key that makes no sense is an error that names it.
 
-use std::io::Read as _;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::{Error, Tree};
-
-/// The largest JSON file that is read, in bytes. Real configurations take a few kilobytes.
-pub const MAX_JSON_BYTES: u64 = 16 << 20;
+use crate::files::{json, read_limited};
+use crate::limits;
 
 /// More layers, neurons or tokens than any model has: what a hostile count may ask for.
 const MAX_COUNT: u64 = 1 << 24;
@@ -138,7 +136,7 @@ impl Document {
             return Ok(None);
         };
         let path = tree.folder().join(name);
-        let value: Value = read_json(&entry.path)?;
+        let value = read_json_tree(&entry.path)?;
         if !value.is_object() {
             return Err(Error::Key {
                 path,
@@ -259,30 +257,25 @@ fn shortened(value: &Value) -> String {
     }
 }
 
-/// Reads a JSON file of at most [`MAX_JSON_BYTES`].
+/// Reads a JSON file of fixed shape, of at most [`limits::JSON_BYTES`].
 ///
 /// # Errors
-/// [`Error::Files`], [`Error::TooLarge`], [`Error::Json`].
+/// [`Error::Files`], [`Error::Json`].
 pub fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, Error> {
-    let (file, metadata) = crate::files::copy::open_regular(path)?;
-    let too_large = |found| Error::TooLarge {
+    let bytes = read_limited(path, limits::JSON_BYTES)?;
+    json::read_format(&bytes).map_err(|source| Error::Json {
         path: path.to_owned(),
-        limit: MAX_JSON_BYTES,
-        found,
-    };
-    if metadata.len() > MAX_JSON_BYTES {
-        return Err(too_large(metadata.len()));
-    }
-    let mut bytes = Vec::new();
-    // The file may grow while it is read.
-    file.take(MAX_JSON_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(crate::files::Error::io("read", path))?;
-    let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
-    if len > MAX_JSON_BYTES {
-        return Err(too_large(len));
-    }
-    serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        source,
+    })
+}
+
+/// Reads a JSON file of any shape, of at most [`limits::JSON_BYTES`].
+///
+/// # Errors
+/// [`Error::Files`], [`Error::Json`].
+pub fn read_json_tree(path: &Path) -> Result<Value, Error> {
+    let bytes = read_limited(path, limits::JSON_BYTES)?;
+    json::read_tree(&bytes).map_err(|source| Error::Json {
         path: path.to_owned(),
         source,
     })

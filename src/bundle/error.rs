@@ -66,16 +66,6 @@ pub enum Error {
         /// The limit, in words.
         limit: String,
     },
-    /// A JSON file that is larger than any of its kind.
-    #[error("{}: expected at most {limit} bytes of JSON, found {found}", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit.
-        limit: u64,
-        /// The file's size.
-        found: u64,
-    },
     /// A file that is not the JSON it should be.
     #[error("{}: not valid JSON", path.display())]
     Json {

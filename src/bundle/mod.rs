@@ -28,7 +28,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-pub use config::{Config, MAX_JSON_BYTES, read_json};
+pub use config::{Config, read_json, read_json_tree};
 pub use consistency::check_one_model;
 pub use error::Error;
 pub use names::{CacheNames, DecoderNames};

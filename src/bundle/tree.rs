@@ -9,12 +9,8 @@ use std::path::{Path, PathBuf};
 use super::Error;
 use crate::files::Root;
 use crate::files::journal::is_pending;
+use crate::limits::{FOLDER_DEPTH, FOLDER_FILES};
 use crate::onnx::{Limits, ModelFile, Storage, tensors};
-
-/// No model has more files.
-const MAX_FILES: usize = 100_000;
-/// Nor deeper folders.
-const MAX_DEPTH: usize = 32;
 
 /// What lies beside a single model file and belongs to it.
 const COMPANIONS: &[&str] = &[
@@ -62,16 +58,25 @@ impl Tree {
     /// A link that leads nowhere or out, a link to a folder, a device, a name that is not UTF-8;
     /// [`Error::Pending`] where a patch in place was begun and not finished.
     pub fn of_folder(folder: &Path) -> Result<Tree, Error> {
+        Tree::within(folder, FOLDER_FILES)
+    }
+
+    fn within(folder: &Path, most: usize) -> Result<Tree, Error> {
+        let mut seen = 0;
         let mut tree = Tree::empty(folder)?;
         tree.whole = true;
         let mut waiting = vec![(String::new(), 0)];
         while let Some((base, depth)) = waiting.pop() {
-            if depth > MAX_DEPTH {
-                return Err(tree.too_many(format!("{MAX_DEPTH} nested folders")));
+            if depth > FOLDER_DEPTH {
+                return Err(tree.too_many(format!("{FOLDER_DEPTH} nested folders")));
             }
             let listed = folder.join(&base);
             let io = crate::files::Error::io("list", &listed);
             for entry in std::fs::read_dir(&listed).map_err(&io)? {
+                seen += 1;
+                if seen > most {
+                    return Err(tree.too_many(format!("{most} files and folders")));
+                }
                 let entry = entry.map_err(&io)?;
                 let name = entry.file_name();
                 let Some(name) = name.to_str() else {
@@ -192,9 +197,6 @@ impl Tree {
         if self.entries.contains_key(&relative) {
             return Ok(());
         }
-        if self.entries.len() >= MAX_FILES {
-            return Err(self.too_many(format!("{MAX_FILES} files")));
-        }
         let opened = self.root.open(&relative).map_err(|source| Error::Entry {
             folder: self.folder.clone(),
             relative: relative.clone(),
@@ -244,7 +246,19 @@ pub(crate) fn beside(relative: &str, location: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::beside;
+    use super::{Tree, beside};
+
+    #[test]
+    fn more_files_than_any_model_has_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::create_dir(folder.path().join("onnx")).unwrap();
+        for name in ["a", "onnx/b", "onnx/c"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(Tree::within(folder.path(), 4).unwrap().entries().count(), 3);
+        let error = Tree::within(folder.path(), 3).unwrap_err().to_string();
+        assert!(error.contains("at most 3 files and folders"), "{error}");
+    }
 
     #[test]
     fn a_location_is_relative_to_the_file_that_names_it() {

@@ -1,7 +1,5 @@
 //! Why a check could not be made. What a check *finds* is no error: see [`Finding`](super::Finding).
 
-use std::path::PathBuf;
-
 /// Why a policy could not be used.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -29,16 +27,6 @@ pub enum Error {
         /// What to do about it.
         hint: Option<String>,
     },
-    /// A file that is larger than any policy.
-    #[error("{}: expected at most {limit} bytes, found {found}", path.display())]
-    PolicyTooLarge {
-        /// The policy file.
-        path: PathBuf,
-        /// The limit.
-        limit: u64,
-        /// The file's size.
-        found: u64,
-    },
 }
 
 impl Error {
@@ -49,7 +37,6 @@ impl Error {
             Error::Bundle(error) => error.hint(),
             Error::Edit(error) => error.hint(),
             Error::Policy { hint, .. } => hint.clone(),
-            Error::PolicyTooLarge { .. } => None,
         }
     }
 }

@@ -5,7 +5,6 @@
 //! because a misspelt bar is no bar.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -13,13 +12,11 @@ use toml::Spanned;
 
 use super::{Code, Error, Severity};
 use crate::eval::{Level, METRICS, Role, SetKind, metric};
-use crate::files::Sha256;
+use crate::files::{Sha256, read_text};
+use crate::limits;
 
 /// The version of the policy's format.
 pub const POLICY_VERSION: u32 = 1;
-
-/// The largest policy that is read, in bytes.
-const MAX_BYTES: u64 = 1 << 20;
 
 /// What must hold.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -161,19 +158,7 @@ impl Policy {
     /// # Errors
     /// The file cannot be read, is too large, or is not a policy: see [`Policy::parse`].
     pub fn read(path: &Path) -> Result<Policy, Error> {
-        let io = crate::files::Error::io("read", path);
-        let (file, metadata) = crate::files::copy::open_regular(path)?;
-        let mut text = String::new();
-        file.take(MAX_BYTES + 1)
-            .read_to_string(&mut text)
-            .map_err(io)?;
-        if text.len() as u64 > MAX_BYTES {
-            return Err(Error::PolicyTooLarge {
-                path: path.to_owned(),
-                limit: MAX_BYTES,
-                found: metadata.len(),
-            });
-        }
+        let text = read_text(path, limits::POLICY_BYTES)?;
         Policy::parse(&path.display().to_string(), &text)
     }
 

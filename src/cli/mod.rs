@@ -18,6 +18,8 @@ mod check;
 #[cfg(feature = "runtime")]
 mod collect;
 #[cfg(feature = "runtime")]
+mod confined;
+#[cfg(feature = "runtime")]
 mod demo;
 #[cfg(feature = "runtime")]
 mod eval;
@@ -69,6 +71,10 @@ struct Global {
 
 /// Parses the process's arguments, runs the verb, and returns the exit code.
 pub fn main() -> ExitCode {
+    #[cfg(feature = "runtime")]
+    if let Some(code) = confined::begin() {
+        return code;
+    }
     let Cli { verb, global } = Cli::parse();
     let level = match global.verbose {
         0 => "error",

@@ -9,9 +9,7 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::{Dataset, Error, ImageSource, Sample, hex};
-
-/// More samples than fit into anybody's patience.
-const MAX_FILES: usize = 1_000_000;
+use crate::limits::FEED_FILES;
 
 /// Whether `path` is to be read as feeds: by its name, or, a folder, by the names in it.
 pub fn is_feeds(path: &Path) -> bool {
@@ -27,26 +25,36 @@ fn is_feed(path: &Path) -> bool {
     matches!(extension, Some("safetensors" | "npz"))
 }
 
+/// The feeds in a folder, at most `limit`.
+fn list(path: &Path, limit: usize) -> Result<Vec<PathBuf>, Error> {
+    let read = |source| Error::Read {
+        path: path.to_path_buf(),
+        source,
+    };
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(path).map_err(read)? {
+        let file = entry.map_err(read)?.path();
+        files.extend(Some(file).filter(|file| is_feed(file)));
+        if files.len() > limit {
+            return Err(Error::TooManyFeeds {
+                path: path.to_path_buf(),
+                limit,
+            });
+        }
+    }
+    Ok(files)
+}
+
 /// Lists the feeds at `path`.
 ///
 /// # Errors
 /// The folder cannot be listed, or holds none.
 pub fn read_feeds(path: &Path) -> Result<Dataset, Error> {
-    let read = |source| Error::Read {
-        path: path.to_path_buf(),
-        source,
+    let mut files = match path.is_dir() {
+        true => list(path, FEED_FILES)?,
+        false => vec![path.to_path_buf()],
     };
-    let mut files: Vec<PathBuf> = Vec::new();
-    if path.is_dir() {
-        for entry in std::fs::read_dir(path).map_err(read)?.take(MAX_FILES) {
-            let file = entry.map_err(read)?.path();
-            files.extend(Some(file).filter(|file| is_feed(file)));
-        }
-        files.sort();
-    } else {
-        std::fs::File::open(path).map_err(read)?;
-        files.push(path.to_path_buf());
-    }
+    files.sort();
     if files.is_empty() {
         return Err(Error::Empty {
             path: path.to_path_buf(),
@@ -72,4 +80,20 @@ pub fn read_feeds(path: &Path) -> Result<Dataset, Error> {
         sha256: hex(&digest.finalize()),
         bad_rows: Vec::new(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_of_more_feeds_than_allowed_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        for name in ["a.npz", "b.safetensors", "c.npz", "notes.txt"] {
+            std::fs::write(folder.path().join(name), "").unwrap();
+        }
+        assert_eq!(list(folder.path(), 3).unwrap().len(), 3);
+        let error = list(folder.path(), 2).unwrap_err();
+        assert!(error.to_string().contains("at most 2 files"), "{error}");
+    }
 }

@@ -4,7 +4,6 @@
 //! [`crate::preprocess::image::read`] reads, and a digest. Promise: the digest is of the image
 //! file's bytes, wherever they are kept, so the same picture has the same digest.
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
@@ -39,27 +38,13 @@ impl ImageSource {
     /// SHA-256 of the encoded image.
     ///
     /// # Errors
-    /// [`Error::Read`] where the file can no longer be read.
+    /// [`Error::Files`] where the file can no longer be read.
     pub fn sha256(&self) -> Result<[u8; 32], Error> {
         let path = match self {
             Self::Bytes { bytes, .. } => return Ok(Sha256::digest(bytes).into()),
             Self::File(path) => path,
         };
-        let read = |source| Error::Read {
-            path: path.clone(),
-            source,
-        };
-        let mut file = std::fs::File::open(path).map_err(read)?;
-        let mut digest = Sha256::new();
-        let mut buffer = vec![0_u8; 1 << 16];
-        loop {
-            let count = file.read(&mut buffer).map_err(read)?;
-            let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else {
-                break;
-            };
-            digest.update(chunk);
-        }
-        Ok(digest.finalize().into())
+        Ok(*crate::files::Sha256::of_file(path)?.as_bytes())
     }
 }
 

@@ -4,17 +4,14 @@
 #![warn(clippy::indexing_slicing)]
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
 use super::{Choice, Dataset, Error, ImageSource, Sample, Task, hex};
-
-/// The largest JSONL file that is read: a million long captions fit; a model file named by mistake
-/// does not.
-pub const MAX_FILE_BYTES: u64 = 512 << 20;
+use crate::files::{json, read_limited};
+use crate::limits;
 
 /// Reads a JSONL file of samples and checks that every image is there.
 ///
@@ -22,22 +19,7 @@ pub const MAX_FILE_BYTES: u64 = 512 << 20;
 /// [`Error`], naming the file and the line: not JSON, a missing or mistyped column, an empty
 /// answer, a missing image, an id used twice, or no sample at all.
 pub fn read_jsonl(path: &Path) -> Result<Dataset, Error> {
-    let read = |source| Error::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .map_err(read)?
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(read)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::TooLarge {
-            path: path.to_path_buf(),
-            limit: MAX_FILE_BYTES,
-        });
-    }
+    let bytes = read_limited(path, limits::JSONL_BYTES)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
 
     let mut samples = Vec::new();
@@ -88,7 +70,7 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn sample(&self, line: &str) -> Result<Sample, Error> {
-        let value: Value = serde_json::from_str(line).map_err(|source| Error::BrokenLine {
+        let value = json::read_tree(line.as_bytes()).map_err(|source| Error::BrokenLine {
             path: self.path.to_path_buf(),
             line: self.line,
             source,

@@ -20,6 +20,7 @@ use super::jsonl::position;
 use super::rows::{Place, dataset};
 use super::table::Cell;
 use super::{Choice, Dataset, Error, ImageSource, ReadOptions, Sample, Task};
+use crate::files::json;
 
 /// What of a row is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,8 +126,8 @@ fn samples(
 /// Question and answer of the row itself, for each of its images; or the pairs of `metadata`.
 fn profile(row: &Cell, id: &str, images: &[ImageSource]) -> Result<Vec<Sample>, String> {
     if let Some(metadata) = row.get("metadata").text()? {
-        let pairs: Value =
-            serde_json::from_str(metadata).map_err(|_| "`metadata`: expected JSON".to_owned())?;
+        let pairs: Value = json::read_tree(metadata.as_bytes())
+            .map_err(|_| "`metadata`: expected JSON".to_owned())?;
         let pairs = pairs.as_array().ok_or("`metadata`: expected an array")?;
         return pairs
             .iter()

@@ -27,8 +27,10 @@ use sha2::{Digest, Sha256};
 
 pub use feeds::{is_feeds, read_feeds};
 pub use image_source::ImageSource;
-pub use jsonl::{MAX_FILE_BYTES, read_jsonl};
-pub use table::MAX_BYTES;
+pub use jsonl::read_jsonl;
+
+/// The reader of parquet files, for a child process.
+pub(crate) const CONFINED: (&str, crate::confine::Reader) = (table::PARQUET, table::rows_of);
 
 /// One question about one image (or about none), with the answer that the model is to forget or to
 /// keep.
@@ -184,7 +186,7 @@ impl Dataset {
     /// zero bytes for a text-only sample).
     ///
     /// # Errors
-    /// [`Error::Read`] where an image can no longer be read.
+    /// [`Error::Files`] where an image can no longer be read.
     pub fn content_sha256(&self) -> Result<String, Error> {
         let mut whole = Sha256::new();
         whole.update(self.sha256.as_bytes());
@@ -206,7 +208,10 @@ fn hex(bytes: &[u8]) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The JSONL file, or an image when it is hashed, cannot be read.
+    /// A file cannot be read, or is larger than any of its kind.
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
+    /// A folder cannot be listed.
     #[error("cannot read {}", path.display())]
     Read {
         /// The file.
@@ -214,27 +219,27 @@ pub enum Error {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The JSONL file is larger than [`MAX_FILE_BYTES`].
-    #[error("{}: the file is larger than {limit} bytes", path.display())]
+    /// The rows of a benchmark would take more memory than is held.
+    #[error("{}: expected at most {limit} bytes of rows, found more", path.display())]
     TooLarge {
-        /// The file.
+        /// The shard.
         path: PathBuf,
         /// The limit, in bytes.
         limit: u64,
+    },
+    /// A folder of ready-made inputs with more files than anybody makes.
+    #[error("{}: expected at most {limit} files of ready-made inputs, found more", path.display())]
+    TooManyFeeds {
+        /// The folder.
+        path: PathBuf,
+        /// The limit.
+        limit: usize,
     },
     /// No line of the file holds a sample.
     #[error("{}: the file holds no sample", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
-    },
-    /// A shard of a benchmark cannot be hashed.
-    #[error("cannot read {}", path.display())]
-    Shard {
-        /// The shard.
-        path: PathBuf,
-        /// Why.
-        source: Box<crate::files::Error>,
     },
     /// A shard is not parquet, or damaged.
     #[error("{}: expected a parquet file, found a damaged one: {message}", path.display())]
@@ -368,11 +373,11 @@ impl Error {
             Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
                 "check the path"
             }
-            Self::Read { .. } | Self::TooLarge { .. } => return None,
+            Self::Read { .. } | Self::TooLarge { .. } | Self::TooManyFeeds { .. } => return None,
             Self::Empty { .. } => {
                 r#"a sample is one line: {"image": "face.png", "question": "…", "answer": "…"}"#
             }
-            Self::Shard { source, .. } => return source.hint(),
+            Self::Files(error) => return error.hint(),
             Self::DamagedShard { .. } => "download the file again",
             Self::Folder { .. } => {
                 "name the folder that holds one split's .parquet files, all of them, or one file"

@@ -1,27 +1,32 @@
 //! Parquet folder → rows. In: a folder of shards (or one file). Out: every row as [`Cell`]s, in the
 //! shards' order, and a digest of the shards.
 //!
-//! Promise: the `parquet` crate panics on damaged files; here that is an error that names the file. A
+//! Promise: the `parquet` crate panics on damaged files, and a small file can unpack to gigabytes; so a shard
+//! is read by a child process ([`confine`]), and what goes wrong there is an error that names the file. A
 //! folder that lacks one of its numbered shards, or holds two splits, is refused. What is held in
-//! memory stays under [`MAX_BYTES`].
+//! memory stays under [`TABLE_BYTES`], and for a small file under far less ([`held_at_most`]).
 
-use std::any::Any;
 use std::collections::BTreeSet;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use parquet::file::reader::{FileReader, SerializedFileReader};
 use parquet::record::{Field, Row as ParquetRow};
+use parquet::schema::types::Type;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::{Error, hex};
-
-/// The most bytes that a dataset's rows may hold, images included.
-pub const MAX_BYTES: u64 = 8 << 30;
+use crate::confine::{self, Budget};
+use crate::files::copy::open_regular;
+use crate::limits::{
+    CONFINED_BYTES, CONFINED_SECONDS, TABLE_ALLOWANCE, TABLE_AMPLIFICATION, TABLE_BYTES,
+    TABLE_DEPTH,
+};
 
 /// One value of a row.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(super) enum Cell {
     Null,
     Text(String),
@@ -114,14 +119,19 @@ impl Cell {
         }
     }
 
-    fn bytes(&self) -> u64 {
-        match self {
+    /// Memory that it takes, in bytes.
+    fn memory(&self) -> u64 {
+        let inner = match self {
             Cell::Null => 0,
             Cell::Text(text) | Cell::Plain(text) => text.len() as u64,
             Cell::Bytes(bytes) => bytes.len() as u64,
-            Cell::List(cells) => cells.iter().map(Cell::bytes).sum(),
-            Cell::Struct(fields) => fields.iter().map(|(_, cell)| cell.bytes()).sum(),
-        }
+            Cell::List(cells) => cells.iter().map(Cell::memory).sum(),
+            Cell::Struct(fields) => fields
+                .iter()
+                .map(|(name, cell)| (size_of::<String>() + name.len()) as u64 + cell.memory())
+                .sum(),
+        };
+        inner + size_of::<Cell>() as u64
     }
 }
 
@@ -145,69 +155,104 @@ pub(super) fn read(path: &Path) -> Result<(Vec<Row>, String), Error> {
     let mut rows = Vec::new();
     let mut held = 0;
     for shard in shards {
-        let bytes = crate::files::Sha256::of_file(&shard).map_err(|source| Error::Shard {
-            path: shard.clone(),
-            source: Box::new(source),
-        })?;
+        let bytes = crate::files::Sha256::of_file(&shard)?;
         digest.update(shard.file_name().unwrap_or_default().as_encoded_bytes());
         digest.update(bytes.to_string().as_bytes());
-        let read = catch_unwind(AssertUnwindSafe(|| {
-            read_shard(&shard, &mut rows, &mut held)
-        }));
-        read.unwrap_or_else(|payload| {
-            Err(Error::DamagedShard {
-                path: shard.clone(),
-                message: message(payload.as_ref()),
-            })
-        })?;
+        read_shard(&shard, &mut rows, &mut held)?;
     }
     Ok((rows, hex(&digest.finalize())))
 }
 
-fn message(payload: &(dyn Any + Send)) -> String {
-    let text = payload
-        .downcast_ref::<String>()
-        .map(String::as_str)
-        .or_else(|| payload.downcast_ref::<&str>().copied());
-    text.unwrap_or("the reader panicked").to_owned()
+/// Memory for the rows of a shard of so many bytes: text and repeated pictures can be packed well, not without
+/// bound.
+fn held_at_most(shard: u64) -> u64 {
+    let most = shard.saturating_mul(TABLE_AMPLIFICATION);
+    most.saturating_add(TABLE_ALLOWANCE).min(TABLE_BYTES)
 }
 
 fn read_shard(shard: &Path, rows: &mut Vec<Row>, held: &mut u64) -> Result<(), Error> {
-    let damaged = |error: parquet::errors::ParquetError| Error::DamagedShard {
-        path: shard.to_owned(),
-        message: error.to_string(),
+    let (file, metadata) = open_regular(shard)?;
+    let limit = held_at_most(metadata.len());
+    let budget = Budget {
+        memory: CONFINED_BYTES.saturating_add(metadata.len().saturating_mul(4)),
+        seconds: CONFINED_SECONDS.saturating_add(metadata.len() >> 22),
     };
-    let file = std::fs::File::open(shard).map_err(|source| Error::Read {
+    let first = rows.len();
+    let mut of_shard = 0;
+    let mut too_large = false;
+    let read = confine::read(PARQUET, rows_of, file, budget, &mut |item| {
+        let cells: Cell = postcard::from_bytes(item).map_err(|error| error.to_string())?;
+        of_shard += cells.memory();
+        too_large = of_shard > limit || held.saturating_add(of_shard) > TABLE_BYTES;
+        if too_large {
+            return Err(String::new());
+        }
+        let index = rows.len() - first;
+        rows.push(Row {
+            shard: shard.to_owned(),
+            index,
+            cells,
+        });
+        Ok(())
+    });
+    *held += of_shard;
+    if too_large {
+        return Err(Error::TooLarge {
+            path: shard.to_owned(),
+            limit,
+        });
+    }
+    read.map_err(|fault| Error::DamagedShard {
         path: shard.to_owned(),
-        source,
-    })?;
-    let reader = SerializedFileReader::new(file).map_err(damaged)?;
+        message: fault.to_string(),
+    })
+}
+
+/// The name of [`rows_of`] among the confined readers.
+pub(crate) const PARQUET: &str = "parquet";
+
+/// The confined part: the rows of a parquet file, each as postcard's bytes of a [`Cell`].
+pub(crate) fn rows_of(file: File, sink: confine::Sink<'_>) -> Result<(), String> {
+    let reader = SerializedFileReader::new(file).map_err(|error| error.to_string())?;
     // What the file says of itself, before anything is decompressed.
     let groups = reader.metadata().row_groups();
     let claimed = groups
         .iter()
         .map(|group| u64::try_from(group.total_byte_size()).unwrap_or(u64::MAX))
         .fold(0_u64, u64::saturating_add);
-    let too_large = || Error::TooLarge {
-        path: shard.to_owned(),
-        limit: MAX_BYTES,
-    };
-    if claimed > MAX_BYTES {
-        return Err(too_large());
+    if claimed > TABLE_BYTES {
+        return Err(format!(
+            "it claims {claimed} bytes of rows, expected at most {TABLE_BYTES}"
+        ));
     }
-    for (index, row) in reader.get_row_iter(None).map_err(damaged)?.enumerate() {
-        let cells = cells(row.map_err(damaged)?);
-        *held += cells.bytes();
-        if *held > MAX_BYTES {
-            return Err(too_large());
-        }
-        rows.push(Row {
-            shard: shard.to_owned(),
-            index,
-            cells,
-        });
+    let depth = reader
+        .metadata()
+        .file_metadata()
+        .schema_descr()
+        .root_schema();
+    if levels(depth, 0) > TABLE_DEPTH {
+        return Err(format!(
+            "expected at most {TABLE_DEPTH} columns inside each other, found more"
+        ));
+    }
+    for row in reader
+        .get_row_iter(None)
+        .map_err(|error| error.to_string())?
+    {
+        let cells = cells(row.map_err(|error| error.to_string())?);
+        sink(&postcard::to_stdvec(&cells).map_err(|error| error.to_string())?)?;
     }
     Ok(())
+}
+
+/// How deep the columns of `schema` lie; counted no further than it matters.
+fn levels(schema: &Type, above: usize) -> usize {
+    if !schema.is_group() || above > TABLE_DEPTH {
+        return above;
+    }
+    let fields = schema.get_fields().iter();
+    let below = fields.map(|field| levels(field, above + 1)).max();
+    below.unwrap_or(above)
 }
 
 fn cells(row: ParquetRow) -> Cell {

@@ -13,7 +13,6 @@
 //! wrong. On request an undo log is written first: the old bytes, in a journal that leads back.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
@@ -26,12 +25,12 @@ use super::plan::{EditPlan, TensorEdit};
 use super::read::{Source, blocks, short};
 use super::receipt::Receipt;
 use super::scale::Block;
-use crate::bundle::{Bundle, MAX_JSON_BYTES, Tree};
-use crate::files::copy::open_regular;
+use crate::bundle::{Bundle, Tree};
 use crate::files::journal::{self, Index, JournalFile, JournalWriter, Range, RolledForward};
 use crate::files::{
-    FolderLock, RECEIPT, Sha256, Sha256Hasher, StagedFile, VOUCHERS, available_bytes,
+    FolderLock, RECEIPT, Sha256, Sha256Hasher, StagedFile, VOUCHERS, available_bytes, read_limited,
 };
+use crate::limits::JSON_BYTES;
 use crate::onnx::ByteSpan;
 
 /// What a patch would do, before it does anything.
@@ -174,7 +173,9 @@ pub fn prepare(
     // What is there now, for the way back.
     let small = VOUCHERS.iter().chain([&RECEIPT]);
     for name in small.clone() {
-        let there = tree.get(name).map(|entry| read_small(&entry.path));
+        let there = tree
+            .get(name)
+            .map(|entry| read_limited(&entry.path, JSON_BYTES));
         index.set(name, there.transpose()?.as_deref());
     }
     if let Some(undo) = logs.undo.take() {
@@ -292,23 +293,6 @@ impl ScaledBlock {
             undo.record(&back, &self.before)?;
         }
         Ok(true)
-    }
-}
-
-/// A receipt, or a file that vouches for the folder.
-fn read_small(path: &Path) -> Result<Vec<u8>, Error> {
-    let (file, _) = open_regular(path)?;
-    let mut bytes = Vec::new();
-    let read = file.take(MAX_JSON_BYTES + 1).read_to_end(&mut bytes);
-    read.map_err(crate::files::Error::io("read", path))?;
-    match bytes.len() as u64 <= MAX_JSON_BYTES {
-        true => Ok(bytes),
-        false => Err(crate::bundle::Error::TooLarge {
-            path: path.to_owned(),
-            limit: MAX_JSON_BYTES,
-            found: bytes.len() as u64,
-        }
-        .into()),
     }
 }
 

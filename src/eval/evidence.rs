@@ -1,12 +1,11 @@
 //! The evaluation file: what was asked, what was answered, and every number made of it.
 //!
 //! In: evaluated sets. Out: a JSON file of [`SCHEMA_VERSION`], and back. Promise: a file that is read
-//! is no larger than [`MAX_FILE_BYTES`], of this version, and consistent: set names are unique, every
+//! is no larger than [`limits::EVALUATION_BYTES`], of this version, and consistent: set names are unique, every
 //! number is finite and lies in its interval. The [`Record`] of it, which a receipt holds, has every
 //! number and no question, answer or name.
 
 use std::collections::BTreeSet;
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use indexmap::IndexMap;
@@ -20,13 +19,11 @@ use super::estimate::{Bootstrap, Estimate};
 use super::run::Settings;
 use super::summary::Summary;
 use crate::dataset::LeftOut;
-use crate::files::Sha256;
+use crate::files::{Sha256, json, read_limited};
+use crate::limits;
 
 /// The version of the evaluation file. 1 had no models, no intervals and no comparisons.
 pub const SCHEMA_VERSION: u32 = 2;
-
-/// The largest evaluation file that is read: some 100,000 answers.
-pub const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// What a set is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -205,17 +202,7 @@ impl Evidence {
     /// # Errors
     /// [`Error`]: unreadable, too large, not JSON, of another version, or inconsistent.
     pub fn read(path: &Path) -> Result<(Evidence, Sha256), Error> {
-        let (file, _) = crate::files::copy::open_regular(path)?;
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(crate::files::Error::io("read", path))?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(Error::TooLarge {
-                path: path.to_owned(),
-                limit: MAX_FILE_BYTES,
-            });
-        }
+        let bytes = read_limited(path, limits::EVALUATION_BYTES)?;
         let evidence = Self::parse(path, &bytes)?;
         Ok((evidence, Sha256::of_bytes(&bytes)))
     }
@@ -226,18 +213,18 @@ impl Evidence {
         struct Version {
             schema_version: u32,
         }
-        let json = |source| Error::Json {
+        let not_json = |source| Error::Json {
             path: path.to_owned(),
             source,
         };
-        let version: Version = serde_json::from_slice(bytes).map_err(json)?;
+        let version: Version = json::read_format(bytes).map_err(not_json)?;
         if version.schema_version != SCHEMA_VERSION {
             return Err(Error::Version {
                 path: path.to_owned(),
                 found: version.schema_version,
             });
         }
-        let evidence: Evidence = serde_json::from_slice(bytes).map_err(json)?;
+        let evidence: Evidence = json::read_format(bytes).map_err(not_json)?;
         evidence.check().map_err(|problem| Error::Inconsistent {
             path: path.to_owned(),
             problem,
@@ -440,14 +427,6 @@ pub enum Error {
     /// It cannot be opened or read.
     #[error(transparent)]
     Files(#[from] crate::files::Error),
-    /// It is larger than [`MAX_FILE_BYTES`].
-    #[error("{}: the evaluation file is larger than {limit} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit, in bytes.
-        limit: u64,
-    },
     /// It is not JSON, or lacks a key.
     #[error("{}: not an evaluation file", path.display())]
     Json {
@@ -488,7 +467,6 @@ impl Error {
     pub fn hint(&self) -> Option<String> {
         let hint = match self {
             Self::Files(error) => return error.hint(),
-            Self::TooLarge { .. } => return None,
             Self::Json { .. } | Self::Inconsistent { .. } => {
                 "pass a file that `kvw unlearn` or `kvw eval -o` wrote, unchanged"
             }

@@ -56,8 +56,8 @@ pub use compare::comparisons;
 pub use control::{Control, ControlKind, Spread};
 pub use estimate::{Bootstrap, CONFIDENCE, Estimate, RESAMPLES, SEED};
 pub use evidence::{
-    Comparison, Error, Evidence, EvidenceSet, MAX_FILE_BYTES, Measured, NotAsked, Record, Role,
-    SCHEMA_VERSION, SetKind, set_names,
+    Comparison, Error, Evidence, EvidenceSet, Measured, NotAsked, Record, Role, SCHEMA_VERSION,
+    SetKind, set_names,
 };
 pub use likelihood::{AnswerLoss, MinK, TokenLog};
 pub use registry::{Better, Direction, Level, METRICS, Metric, metric, title};

@@ -27,9 +27,7 @@ use rustix::fs::{Mode, OFlags, ResolveFlags};
 use rustix::io::Errno;
 
 use super::kind_of;
-
-/// No file name of a model is longer than this; Linux's own limit on a path.
-const LONGEST: usize = 4096;
+use crate::limits;
 
 /// Why a location was refused.
 #[derive(Debug, thiserror::Error)]
@@ -285,7 +283,7 @@ fn check_text(base: &str, location: &str) -> Result<(), Error> {
     if location.is_empty() {
         return refuse("nothing");
     }
-    if location.len() > LONGEST {
+    if location.len() > limits::LOCATION_BYTES {
         return refuse("too long a path");
     }
     if location.contains('\0') {

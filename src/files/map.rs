@@ -13,14 +13,14 @@ use memmap2::Mmap;
 /// # Errors
 /// The file cannot be opened, or is no regular file.
 pub fn map_file(path: &Path) -> io::Result<Bytes> {
-    let file = std::fs::File::open(path)?;
-    let metadata = file.metadata()?;
-    if !metadata.is_file() {
-        return Err(io::Error::new(
+    let (file, metadata) = super::copy::open_regular(path).map_err(|error| match error {
+        super::Error::Io { source, .. } => source,
+        super::Error::NotRegular { found, .. } => io::Error::new(
             io::ErrorKind::InvalidInput,
-            "not a regular file",
-        ));
-    }
+            format!("expected a regular file, found {found}"),
+        ),
+        other => io::Error::other(other),
+    })?;
     if metadata.len() == 0 {
         return Ok(Bytes::new());
     }

@@ -13,6 +13,8 @@
 //! - [`contain`]: the one function that opens a file which a *model* named.
 //! - [`hash`]: the one place for digests.
 //! - [`map`]: memory maps.
+//! - [`read`]: whole files, within a limit; [`json`], [`safetensors`]: what is measured in them before
+//!   anything is built.
 //! - [`shred`]: a file overwritten before it is removed.
 //! - [`space`]: whether there is room, asked before anything is written.
 
@@ -21,9 +23,12 @@ pub mod copy;
 pub mod hash;
 pub mod interrupt;
 pub mod journal;
+pub mod json;
 pub mod lock;
 pub mod map;
 pub mod new_folder;
+pub mod read;
+pub mod safetensors;
 pub mod shred;
 pub mod space;
 
@@ -35,6 +40,7 @@ pub use copy::{BegunCopy, Copied, Method, PatchTarget, copy_file, patch_file};
 pub use hash::{Sha256, Sha256Hasher};
 pub use lock::FolderLock;
 pub use new_folder::{RECEIPT, StagedFile, StagedFolder, VOUCHERS, write_atomic};
+pub use read::{read_limited, read_text};
 pub use space::available_bytes;
 
 /// What can go wrong while a file is read, copied or written.
@@ -120,6 +126,24 @@ pub enum Error {
         path: PathBuf,
         /// The file that it is.
         resolved: PathBuf,
+    },
+    /// More bytes than any file of its kind has ([`crate::limits`]).
+    #[error("{}: expected at most {limit} bytes, found {found}", path.display())]
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The limit, in bytes.
+        limit: u64,
+        /// The file's length, or how much of it was read.
+        found: u64,
+    },
+    /// Text is UTF-8.
+    #[error("{}: expected UTF-8 text, found other bytes at byte {offset}", path.display())]
+    NotText {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that is not UTF-8.
+        offset: usize,
     },
     /// The file has other names: writing to it would change files that nobody asked to change.
     #[error("will not write to `{}`: the file has {links} names (hard links)", path.display())]

@@ -19,14 +19,15 @@ use serde::{Deserialize, Serialize};
 
 use super::coefficients::LayerCoefficients;
 use super::{Coefficients, Error, FixedSum, Part, PartFile, Plan};
+use crate::files::json;
 use crate::files::map::map_file;
+use crate::files::safetensors::check_header;
 use crate::files::write_atomic;
 use crate::graph::{LayerId, Moment};
+use crate::limits;
 
 /// The one metadata key.
 const KEY: &str = "kvw";
-/// A header larger than this is no file of ours: a plan of 200 layers takes some 0.6 MB.
-const MAX_HEADER: u64 = 16 << 20;
 const VERSION: u32 = 1;
 const COEFFICIENTS: &str = "kvw-coefficients";
 const PLAN: &str = "kvw-plan";
@@ -387,26 +388,7 @@ fn parse<'a, T: for<'de> Deserialize<'de>>(
     bytes: &'a [u8],
     format: &str,
 ) -> Result<(SafeTensors<'a>, Header<T>), Error> {
-    match bytes
-        .first_chunk::<8>()
-        .map(|length| u64::from_le_bytes(*length))
-    {
-        Some(length) if length <= MAX_HEADER => {}
-        Some(length) => {
-            return Err(format_error(
-                path,
-                format!("a safetensors header of at most {MAX_HEADER} bytes"),
-                format!("one of {length}"),
-            ));
-        }
-        None => {
-            return Err(format_error(
-                path,
-                "a safetensors file",
-                "fewer than 8 bytes",
-            ));
-        }
-    }
+    check_header(bytes).map_err(|(expected, found)| format_error(path, expected, found))?;
     let (_, metadata) = SafeTensors::read_metadata(bytes)
         .map_err(|error| format_error(path, "a safetensors file", error))?;
     let header = metadata
@@ -421,6 +403,9 @@ fn parse<'a, T: for<'de> Deserialize<'de>>(
         format: String,
         format_version: u32,
     }
+    let memory = limits::allowed_memory(header.len() as u64);
+    json::scan(header.as_bytes(), memory)
+        .map_err(|error| format_error(path, format!("metadata '{KEY}' in JSON"), error))?;
     let kind: Kind = serde_json::from_str(&header)
         .map_err(|error| format_error(path, format!("metadata '{KEY}' with a format"), error))?;
     if kind.format != format || kind.format_version != VERSION {

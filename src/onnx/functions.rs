@@ -9,7 +9,7 @@
 //! than the model's.
 //!
 //! A hostile model can grow exponentially (a function that calls another one twice, and so on): beyond
-//! [`MAX_NODES`] nodes or [`MAX_BYTES`] of bodies, or [`MAX_DEPTH`] calls inside each other, the graph is
+//! [`FUNCTION_NODES`] nodes or [`FUNCTION_BYTES`] of bodies, or [`FUNCTION_DEPTH`] calls inside each other, the graph is
 //! left as it is, calls and all.
 
 use std::collections::{HashMap, HashSet};
@@ -19,13 +19,7 @@ use prost::Message;
 use super::schema::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
 };
-
-/// Nodes after all calls are resolved, at most: a hundred layers of a hundred nodes are a tenth.
-const MAX_NODES: usize = 100_000;
-/// Encoded bytes of all bodies that are put in, at most.
-const MAX_BYTES: usize = 64 << 20;
-/// Calls inside each other, at most. The standard forbids recursion.
-const MAX_DEPTH: usize = 16;
+use crate::limits::{FUNCTION_BYTES, FUNCTION_DEPTH, FUNCTION_NODES};
 
 /// The main graph of `model` without calls of its own functions; `None` where there are none, or too
 /// many.
@@ -114,7 +108,7 @@ impl<'m> Inliner<'m> {
 
     fn resolved(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Option<Vec<NodeProto>> {
         self.nodes += nodes.len();
-        if self.nodes > MAX_NODES || depth > MAX_DEPTH {
+        if self.nodes > FUNCTION_NODES || depth > FUNCTION_DEPTH {
             return None;
         }
         let mut result = Vec::with_capacity(nodes.len());
@@ -140,7 +134,7 @@ impl<'m> Inliner<'m> {
     /// The nodes of `function` as `node` calls it.
     fn call(&mut self, node: &NodeProto, function: &FunctionProto) -> Option<Vec<NodeProto>> {
         self.bytes = self.bytes.checked_add(function.encoded_len())?;
-        if self.bytes > MAX_BYTES {
+        if self.bytes > FUNCTION_BYTES {
             return None;
         }
         self.calls += 1;

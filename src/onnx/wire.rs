@@ -11,6 +11,7 @@
 use std::mem::size_of;
 
 use super::schema;
+use crate::limits;
 
 /// What reading a model may cost.
 #[derive(Clone, Copy, Debug)]
@@ -23,11 +24,9 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        // The largest real decoder seen (80 layers, dynamo exporter with metadata) takes some 100 MB;
-        // depth 100 is prost's own bound.
         Limits {
-            decoded_bytes: 512 << 20,
-            depth: 100,
+            decoded_bytes: limits::GRAPH_BYTES,
+            depth: limits::GRAPH_DEPTH,
         }
     }
 }

@@ -3,15 +3,13 @@
 
 #![warn(clippy::indexing_slicing)]
 
-use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use super::{Error, ImageBackend, genai};
-
-/// The largest configuration file that is read.
-const MAX_CONFIG_BYTES: u64 = 16 << 20;
+use crate::files::{json, read_limited};
+use crate::limits;
 
 /// A model folder, with its `config.json` read.
 #[derive(Debug)]
@@ -26,7 +24,7 @@ impl ModelDir {
     /// own configuration.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::TooLarge`], [`Error::Json`].
+    /// [`Error::Files`], [`Error::Json`].
     pub fn open(dir: &Path) -> Result<Self, Error> {
         let map = dir.join(genai::MAP);
         let config = match dir.join("config.json") {
@@ -171,8 +169,8 @@ pub(crate) struct Json {
 
 impl Json {
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        let bytes = read_limited(path, MAX_CONFIG_BYTES)?;
-        let value = serde_json::from_slice(&bytes).map_err(|source| Error::Json {
+        let bytes = read_limited(path, limits::JSON_BYTES)?;
+        let value = json::read_tree(&bytes).map_err(|source| Error::Json {
             path: path.to_path_buf(),
             source,
         })?;
@@ -327,25 +325,4 @@ pub(crate) fn shown(value: &Value) -> String {
         Some((cut, _)) => format!("{}…", text.get(..cut).unwrap_or_default()),
         None => text,
     }
-}
-
-/// A file's bytes, refused past `limit` before they are all in memory.
-pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>, Error> {
-    let read = |source| Error::Read {
-        path: path.to_path_buf(),
-        source,
-    };
-    let mut bytes = Vec::new();
-    std::fs::File::open(path)
-        .map_err(read)?
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(read)?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::TooLarge {
-            path: path.to_path_buf(),
-            limit,
-        });
-    }
-    Ok(bytes)
 }

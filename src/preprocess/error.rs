@@ -6,22 +6,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file is larger than what is read of its kind.
-    #[error("{}: larger than the limit of {limit} bytes", path.display())]
-    TooLarge {
-        /// The file.
-        path: PathBuf,
-        /// The limit, in bytes.
-        limit: u64,
-    },
+    /// A file cannot be read, or is larger than any of its kind.
+    #[error(transparent)]
+    Files(#[from] crate::files::Error),
     /// A configuration file is not JSON.
     #[error("{}: not valid JSON", path.display())]
     Json {
@@ -271,9 +258,12 @@ impl Error {
             Self::PlaceholderCount { .. } => {
                 "remove the placeholder from the question and the answer; the template writes it"
             }
-            Self::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+            Self::Files(crate::files::Error::Io { source, .. })
+                if source.kind() == std::io::ErrorKind::NotFound =>
+            {
                 "copy it from the original model's repository"
             }
+            Self::Files(error) => return error.hint(),
             Self::ImageRequired => "leave out the samples whose `image` is null",
             Self::Sample { source, .. } => return source.hint(),
             _ => return None,

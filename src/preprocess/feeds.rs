@@ -11,6 +11,7 @@
 
 #![warn(clippy::indexing_slicing)]
 
+use std::collections::HashSet;
 use std::io::Read as _;
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -20,17 +21,10 @@ use ndarray::{Array3, ArrayD, Ix3};
 use regex::Regex;
 use safetensors::{Dtype, SafeTensors};
 
-use super::config::read_limited;
 use super::{DecoderInput, NamedTensor, TensorValue};
-
-/// The largest file: a prompt of 16,000 tokens in embeddings of 8,192 float32 numbers is half of it.
-const MAX_FILE_BYTES: u64 = 1 << 30;
-/// The largest header of a tensor in an `.npz` file; numpy writes some hundred bytes.
-const MAX_HEADER_BYTES: usize = 1 << 14;
-/// More tensors than any decoder has inputs.
-const MAX_TENSORS: usize = 4096;
-/// More dimensions than any tensor has.
-const MAX_RANK: usize = 8;
+use crate::files::read_limited;
+use crate::files::safetensors::check_header;
+use crate::limits::{FEED_BYTES, FEED_RANK, FEED_TENSORS, NPY_HEADER_BYTES};
 
 /// The decoder's inputs for one sample.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,7 +46,7 @@ pub struct Feed {
 pub enum FeedError {
     /// The file cannot be read, or is too large.
     #[error(transparent)]
-    Read(#[from] super::Error),
+    Read(#[from] crate::files::Error),
     /// Neither of the two formats.
     #[error("{}: expected a safetensors or npz file, found {found}", path.display())]
     Format {
@@ -60,6 +54,16 @@ pub enum FeedError {
         path: PathBuf,
         /// What its first bytes say.
         found: &'static str,
+    },
+    /// The safetensors header is past a limit, or ambiguous.
+    #[error("{}: expected {expected}, found {found}", path.display())]
+    Header {
+        /// The file.
+        path: PathBuf,
+        /// What was expected.
+        expected: String,
+        /// What was found.
+        found: String,
     },
     /// The safetensors header breaks a rule of its format.
     #[error("{}: not a valid safetensors file", path.display())]
@@ -107,7 +111,7 @@ impl FeedError {
                 "a feed has input_ids [1, T], answer_mask [1, T] (1 where the next token belongs to \
                  the answer), and the decoder's other inputs by name; see docs/feeds.md"
             }
-            Self::Safetensors { .. } | Self::Archive { .. } => return None,
+            Self::Header { .. } | Self::Safetensors { .. } | Self::Archive { .. } => return None,
         };
         Some(hint.to_owned())
     }
@@ -119,7 +123,7 @@ impl Feed {
     /// # Errors
     /// [`FeedError`].
     pub fn read(path: &Path) -> Result<Feed, FeedError> {
-        let bytes = read_limited(path, MAX_FILE_BYTES)?;
+        let bytes = read_limited(path, FEED_BYTES)?;
         let tensors = match format(&bytes) {
             Format::Npz => npz(path, &bytes)?,
             Format::Safetensors => safetensors(path, &bytes)?,
@@ -260,11 +264,28 @@ fn format(bytes: &[u8]) -> Format {
     }
 }
 
+fn few_enough(path: &Path, tensors: usize) -> Result<(), FeedError> {
+    match tensors <= FEED_TENSORS {
+        true => Ok(()),
+        false => Err(FeedError::Header {
+            path: path.to_owned(),
+            expected: format!("at most {FEED_TENSORS} tensors"),
+            found: tensors.to_string(),
+        }),
+    }
+}
+
 fn safetensors(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>, FeedError> {
+    check_header(bytes).map_err(|(expected, found)| FeedError::Header {
+        path: path.to_owned(),
+        expected,
+        found,
+    })?;
     let file = SafeTensors::deserialize(bytes).map_err(|source| FeedError::Safetensors {
         path: path.to_owned(),
         source,
     })?;
+    few_enough(path, file.len())?;
     let mut tensors = Vec::new();
     for (name, view) in file.iter() {
         let of = match view.dtype() {
@@ -296,9 +317,11 @@ fn npz(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>, FeedError> {
         source,
     };
     let mut file = zip::ZipArchive::new(std::io::Cursor::new(bytes)).map_err(archive)?;
+    few_enough(path, file.len())?;
     let mut tensors = Vec::new();
-    let mut left = MAX_FILE_BYTES;
-    for index in 0..file.len().min(MAX_TENSORS) {
+    let mut names = HashSet::new();
+    let mut left = FEED_BYTES;
+    for index in 0..file.len() {
         let entry = file.by_index(index).map_err(archive)?;
         let name = entry.name().map_err(archive)?.into_owned();
         let Some(name) = name.strip_suffix(".npy") else {
@@ -313,18 +336,27 @@ fn npz(path: &Path, bytes: &[u8]) -> Result<Vec<NamedTensor>, FeedError> {
                 found: found.to_owned(),
             });
         };
+        if !names.insert(name.to_owned()) {
+            return Err(FeedError::Tensor {
+                path: path.to_owned(),
+                tensor: name.to_owned(),
+                expected: "each array once".to_owned(),
+                found: "it twice".to_owned(),
+            });
+        }
         // What the archive claims its size to be does not matter: this is what is read at most.
         let mut array = Vec::new();
         entry
             .take(left + 1)
             .read_to_end(&mut array)
             .map_err(|source| archive(source.into()))?;
-        left = left
-            .checked_sub(array.len() as u64)
-            .ok_or_else(|| super::Error::TooLarge {
-                path: path.to_owned(),
-                limit: MAX_FILE_BYTES,
-            })?;
+        left =
+            left.checked_sub(array.len() as u64)
+                .ok_or_else(|| crate::files::Error::TooLarge {
+                    path: path.to_owned(),
+                    limit: FEED_BYTES,
+                    found: FEED_BYTES + 1,
+                })?;
         tensors.push(npy(path, name, &array)?);
     }
     Ok(tensors)
@@ -403,7 +435,7 @@ fn split(bytes: &[u8]) -> Option<(&str, &[u8])> {
         }
         _ => return None,
     };
-    if len > MAX_HEADER_BYTES {
+    if len > NPY_HEADER_BYTES {
         return None;
     }
     let (header, data) = rest.split_at_checked(len)?;
@@ -457,9 +489,9 @@ fn tensor(
             format!("{} bytes", data.len()),
         )
     };
-    if shape.len() > MAX_RANK {
+    if shape.len() > FEED_RANK {
         return Err(wrong(
-            format!("at most {MAX_RANK} dimensions"),
+            format!("at most {FEED_RANK} dimensions"),
             shape.len().to_string(),
         ));
     }

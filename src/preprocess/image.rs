@@ -20,30 +20,28 @@ use ndarray::Array3;
 use regex::bytes::Regex;
 
 use super::Error;
-use super::config::read_limited;
 use super::tokenizer::panic_message;
 use crate::dataset::ImageSource;
+use crate::files::read_limited;
+use crate::limits::{IMAGE_BYTES, IMAGE_PIXELS};
 
-/// The largest image file that is read.
-pub const MAX_FILE_BYTES: u64 = 256 << 20;
-/// The most pixels that are decoded: 8192 × 8192. Processors scale far below that.
-pub const MAX_PIXELS: u64 = 1 << 26;
-/// What a decoder may allocate: `MAX_PIXELS` in the widest layout (16-bit RGBA), and as much again
+/// What a decoder may allocate: [`IMAGE_PIXELS`] in the widest layout (16-bit RGBA), and as much again
 /// for working memory.
-const MAX_ALLOCATION: u64 = 2 * 8 * MAX_PIXELS;
+const MAX_ALLOCATION: u64 = 2 * 8 * IMAGE_PIXELS;
 
 /// The bytes of an encoded image: a file's, or those that the dataset holds.
 ///
 /// # Errors
-/// [`Error::Read`], [`Error::TooLarge`].
+/// [`Error::Files`].
 pub fn read(image: &ImageSource) -> Result<Bytes, Error> {
     match image {
-        ImageSource::File(path) => Ok(read_limited(path, MAX_FILE_BYTES)?.into()),
-        ImageSource::Bytes { origin, bytes } if bytes.len() as u64 > MAX_FILE_BYTES => {
-            Err(Error::TooLarge {
+        ImageSource::File(path) => Ok(read_limited(path, IMAGE_BYTES)?.into()),
+        ImageSource::Bytes { origin, bytes } if bytes.len() as u64 > IMAGE_BYTES => {
+            Err(Error::Files(crate::files::Error::TooLarge {
                 path: origin.clone(),
-                limit: MAX_FILE_BYTES,
-            })
+                limit: IMAGE_BYTES,
+                found: bytes.len() as u64,
+            }))
         }
         ImageSource::Bytes { bytes, .. } => Ok(bytes.clone()),
     }
@@ -91,12 +89,12 @@ fn decode(path: &Path, bytes: &[u8]) -> Result<Array3<u8>, Error> {
 
     let (width, height) = decoder.dimensions();
     let pixels = u64::from(width) * u64::from(height);
-    if pixels == 0 || pixels > MAX_PIXELS {
+    if pixels == 0 || pixels > IMAGE_PIXELS {
         return Err(Error::ImageSize {
             path: path.to_path_buf(),
             width,
             height,
-            limit: MAX_PIXELS,
+            limit: IMAGE_PIXELS,
         });
     }
     let orientation = orientation(&mut decoder);

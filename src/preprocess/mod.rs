@@ -63,6 +63,9 @@ pub use feeds::{Feed, FeedError};
 pub use tensors::{DecoderInput, NamedTensor, TensorValue};
 pub use tokenizer::Tokenizer;
 
+/// The loader of `tokenizer.json`, for a child process.
+pub(crate) const CONFINED: (&str, crate::confine::Reader) = (tokenizer::TOKENIZER, tokenizer::load);
+
 /// Makes a family from a model folder.
 pub type Constructor = fn(&ModelDir) -> Result<Box<dyn Family>, Error>;
 

@@ -20,18 +20,9 @@ use regex::Regex;
 use serde::Serialize;
 use serde_json::json;
 
-use super::config::read_limited;
 use super::{Error, ModelDir};
-
-/// Instructions, and 64-byte units of memory, that one rendering may use. A 20-turn conversation
-/// takes about 10,000.
-const FUEL: u64 = 1_000_000;
-/// Nested includes, macros and blocks.
-const RECURSION_LIMIT: usize = 64;
-/// The largest template that is read; the longest in use (tool-calling models) have 30 kB.
-const MAX_TEMPLATE_BYTES: u64 = 1 << 20;
-/// The widest indent that `tojson` may ask for.
-const MAX_INDENT: usize = 16;
+use crate::files::read_text;
+use crate::limits::{TEMPLATE_BYTES, TEMPLATE_DEPTH, TEMPLATE_FUEL, TEMPLATE_INDENT};
 
 const NAME: &str = "chat_template";
 
@@ -60,11 +51,7 @@ impl ChatTemplate {
 
         let jinja = model.dir().join("chat_template.jinja");
         if jinja.exists() {
-            let bytes = read_limited(&jinja, MAX_TEMPLATE_BYTES)?;
-            let source = String::from_utf8(bytes).map_err(|error| Error::Read {
-                path: jinja.clone(),
-                source: std::io::Error::new(std::io::ErrorKind::InvalidData, error),
-            })?;
+            let source = read_text(&jinja, TEMPLATE_BYTES)?;
             return Self::compile(&jinja, &source, special_tokens);
         }
         let json = model.optional_json("chat_template.json")?;
@@ -113,8 +100,8 @@ impl ChatTemplate {
             source,
         })?);
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.set_fuel(Some(FUEL));
-        environment.set_recursion_limit(RECURSION_LIMIT);
+        environment.set_fuel(Some(TEMPLATE_FUEL));
+        environment.set_recursion_limit(TEMPLATE_DEPTH);
         environment
             .set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", tojson);
@@ -211,9 +198,9 @@ fn tojson(value: &Value, options: Kwargs) -> Result<Value, minijinja::Error> {
 
     let mut bytes = Vec::new();
     match indent {
-        Some(width) if width > MAX_INDENT => {
+        Some(width) if width > TEMPLATE_INDENT => {
             return Err(failed(format!(
-                "tojson: an indent of at most {MAX_INDENT}, not {width}"
+                "tojson: an indent of at most {TEMPLATE_INDENT}, not {width}"
             )));
         }
         Some(width) => {

@@ -6,16 +6,17 @@
 
 #![warn(clippy::indexing_slicing)]
 
+use std::fs::File;
+use std::io::Read as _;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use super::Error;
-use super::config::read_limited;
-
-/// The largest `tokenizer.json` that is read; the largest in use (a 262,144-word vocabulary) has 33
-/// MB.
-const MAX_TOKENIZER_BYTES: u64 = 128 << 20;
+use crate::confine::{self, Budget, Fault};
+use crate::files::copy::open_regular;
+use crate::files::read_limited;
+use crate::limits;
 
 /// A loaded `tokenizer.json`, without truncation or padding.
 #[derive(Debug)]
@@ -39,10 +40,11 @@ impl Tokenizer {
     /// Loads a `tokenizer.json`.
     ///
     /// # Errors
-    /// [`Error::Read`], [`Error::TooLarge`], [`Error::TokenizerLoad`], or [`Error::Panic`] where
+    /// [`Error::Files`], [`Error::TokenizerLoad`], or [`Error::Panic`] where
     /// the library panicked.
     pub fn open(path: &Path) -> Result<Self, Error> {
-        let bytes = read_limited(path, MAX_TOKENIZER_BYTES)?;
+        let bytes = read_limited(path, limits::TOKENIZER_BYTES)?;
+        confined(path, bytes.len())?;
         let mut inner =
             contained(path, || tokenizers::Tokenizer::from_bytes(&bytes))?.map_err(|source| {
                 Error::TokenizerLoad {
@@ -113,6 +115,47 @@ impl Tokenizer {
     pub fn id_to_token(&self, id: i64) -> Option<String> {
         self.inner.id_to_token(u32::try_from(id).ok()?)
     }
+}
+
+/// Loads the file in a child process first: what it cannot load within the budget is not loaded here.
+fn confined(path: &Path, bytes: usize) -> Result<(), Error> {
+    if !confine::is_enabled() {
+        return Ok(());
+    }
+    let (file, _) = open_regular(path)?;
+    let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
+    let budget = Budget {
+        memory: limits::TOKENIZER_MEMORY
+            .saturating_add(bytes.saturating_mul(TOKENIZER_AMPLIFICATION)),
+        seconds: limits::CONFINED_SECONDS,
+    };
+    let loaded = confine::read(TOKENIZER, load, file, budget, &mut |_| Ok(()));
+    loaded.map_err(|fault| match fault {
+        Fault::Panic(message) => Error::Panic {
+            path: path.to_path_buf(),
+            library: "tokenizers",
+            message,
+        },
+        fault => Error::TokenizerLoad {
+            path: path.to_path_buf(),
+            source: Box::new(fault),
+        },
+    })
+}
+
+/// The name of [`load`] among the confined readers.
+pub(crate) const TOKENIZER: &str = "tokenizer";
+
+/// Bytes of memory that a byte of `tokenizer.json` may become while it is loaded.
+const TOKENIZER_AMPLIFICATION: u64 = 24;
+
+/// The confined part: loads a `tokenizer.json`, and gives nothing.
+pub(crate) fn load(mut file: File, _: confine::Sink<'_>) -> Result<(), String> {
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)
+        .map_err(|error| error.to_string())?;
+    let loaded = tokenizers::Tokenizer::from_bytes(&bytes);
+    loaded.map(drop).map_err(|error| error.to_string())
 }
 
 fn contained<T>(path: &Path, call: impl FnOnce() -> T) -> Result<T, Error> {

@@ -58,7 +58,7 @@ impl Envelope {
         let payload = STANDARD
             .decode(&self.payload)
             .map_err(|error| format!("a payload that is no base64: {error}"))?;
-        serde_json::from_slice(&payload)
+        crate::files::json::read_tree(&payload)
             .map_err(|error| format!("a payload that is no JSON: {error}"))
     }
 

@@ -4,7 +4,6 @@
 //! Signatures are ECDSA over SHA-256, DER encoded, deterministic (RFC 6979): no random numbers, and the same
 //! bytes every time.
 
-use std::io::Read as _;
 use std::path::Path;
 
 use p256::SecretKey;
@@ -15,10 +14,8 @@ use p256::elliptic_curve::pkcs8::{
 };
 
 use super::Error;
-use crate::files::Sha256;
-
-/// A PEM file of a key takes a few hundred bytes.
-const MAX_BYTES: u64 = 64 << 10;
+use crate::files::{Sha256, read_text};
+use crate::limits;
 
 /// A private key.
 pub struct PrivateKey(SigningKey);
@@ -32,7 +29,7 @@ impl PrivateKey {
     /// # Errors
     /// [`Error::Key`] for any other key.
     pub fn read(path: &Path) -> Result<PrivateKey, Error> {
-        let pem = read(path)?;
+        let pem = read_text(path, limits::KEY_BYTES)?;
         let wrong = |found: String| Error::Key {
             path: path.to_owned(),
             expected: "an unencrypted P-256 private key in PEM",
@@ -65,7 +62,7 @@ impl PublicKey {
     /// # Errors
     /// [`Error::Key`] for any other key.
     pub fn read(path: &Path) -> Result<PublicKey, Error> {
-        let pem = read(path)?;
+        let pem = read_text(path, limits::KEY_BYTES)?;
         let key = VerifyingKey::from_public_key_pem(&pem).map_err(|error| Error::Key {
             path: path.to_owned(),
             expected: "a P-256 public key in PEM",
@@ -96,13 +93,4 @@ impl PublicKey {
             })?;
         Ok(Sha256::of_bytes(pem.as_bytes()).to_string())
     }
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    let (file, _) = crate::files::copy::open_regular(path)?;
-    let mut text = String::new();
-    file.take(MAX_BYTES)
-        .read_to_string(&mut text)
-        .map_err(crate::files::Error::io("read", path))?;
-    Ok(text)
 }

@@ -1,7 +1,6 @@
 //! Whether a folder is still what was vouched for.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::Path;
 
 use serde::Serialize;
@@ -11,10 +10,8 @@ use super::key::PublicKey;
 use super::sign::digests;
 use super::{Error, Resource, SIGNATURE, STATEMENT, SUMS, model_signing, sums};
 use crate::bundle::Tree;
-use crate::files::Sha256;
-
-/// The largest `SHA256SUMS` that is read, in bytes: some 100,000 files.
-const MAX_SUMS: u64 = 32 << 20;
+use crate::files::{Sha256, read_text};
+use crate::limits;
 
 /// One thing that is not as it was vouched for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -53,7 +50,7 @@ pub fn verify(folder: &Path, key: Option<&PublicKey>) -> Result<Verification, Er
         .map(|Resource { name, sha256 }| (name, sha256))
         .collect();
     if let Some(entry) = tree.get(SUMS) {
-        let text = read(&entry.path)?;
+        let text = read_text(&entry.path, limits::SUMS_BYTES)?;
         let resources = sums::decode(&entry.path, &text)?;
         checked.insert(SUMS, resources.len());
         let files = present.iter().filter(|(name, _)| sums::covers(name));
@@ -140,12 +137,4 @@ fn compare<'a>(
     for name in present.into_keys() {
         find("file-unexpected", name, format!("{by} does not name it"));
     }
-}
-
-fn read(path: &Path) -> Result<String, Error> {
-    let (file, _) = crate::files::copy::open_regular(path)?;
-    let mut text = String::new();
-    let read = file.take(MAX_SUMS).read_to_string(&mut text);
-    read.map_err(crate::files::Error::io("read", path))?;
-    Ok(text)
 }

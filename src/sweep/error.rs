@@ -27,14 +27,6 @@ pub enum Error {
         /// The name.
         name: String,
     },
-    /// The file cannot be read.
-    #[error("cannot read {}", path.display())]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
     /// The file is no sweep.
     #[error("{}: expected {expected}, found {found}", path.display())]
     Format {
@@ -97,9 +89,6 @@ impl Error {
                 "widen the grid (`kvw sweep` with more of --gamma and --layers), or ask for less"
                     .into(),
             ),
-            Error::Read { source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
-                Some("check the path".into())
-            }
             Error::Json { .. } | Error::Format { .. } => {
                 Some("pass a file that `kvw sweep` wrote".into())
             }

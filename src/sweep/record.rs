@@ -4,7 +4,6 @@
 //! the points under way and no other. Points are sorted, and nothing in the file tells the time.
 
 use std::collections::BTreeMap;
-use std::io::Read as _;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -12,8 +11,9 @@ use serde::{Deserialize, Serialize};
 use super::objective::front;
 use super::{Error, Measure, Objective, Pick, Point, Tradeoff};
 use crate::eval::{Direction, Level, Summary, metric};
-use crate::files::write_atomic;
+use crate::files::{json, read_limited, write_atomic};
 use crate::kvw::PlanSummary;
+use crate::limits;
 
 /// What the numbers of a sweep depend on, by name: digests of the model and the data, the rule, the
 /// loop's options, how sets are evaluated, and which runtime ran.
@@ -21,9 +21,6 @@ pub type Binding = BTreeMap<String, String>;
 
 const FORMAT: &str = "kvw-sweep";
 const SCHEMA_VERSION: u32 = 1;
-
-/// A larger file is refused: thousands of points fit.
-const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// A point that was run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -103,27 +100,13 @@ impl Sweep {
     /// # Errors
     /// It cannot be read, is too large, or is no sweep of this version.
     pub fn read(path: &Path) -> Result<Sweep, Error> {
-        let read = |source| Error::Read {
-            path: path.to_owned(),
-            source,
-        };
         let format = |expected: String, found: String| Error::Format {
             path: path.to_owned(),
             expected,
             found,
         };
-        let file = std::fs::File::open(path).map_err(read)?;
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES + 1)
-            .read_to_end(&mut bytes)
-            .map_err(read)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(format(
-                format!("at most {MAX_FILE_BYTES} bytes"),
-                "more".into(),
-            ));
-        }
-        let json = |source| Error::Json {
+        let bytes = read_limited(path, limits::SWEEP_BYTES)?;
+        let not_json = |source| Error::Json {
             path: path.to_owned(),
             source,
         };
@@ -132,7 +115,7 @@ impl Sweep {
             schema_version: Option<u32>,
             format: Option<String>,
         }
-        let head: Head = serde_json::from_slice(&bytes).map_err(json)?;
+        let head: Head = json::read_format(&bytes).map_err(not_json)?;
         let found = (head.format.as_deref(), head.schema_version);
         if found != (Some(FORMAT), Some(SCHEMA_VERSION)) {
             return Err(format(
@@ -145,7 +128,7 @@ impl Sweep {
                 },
             ));
         }
-        serde_json::from_slice(&bytes).map_err(json)
+        json::read_format(&bytes).map_err(not_json)
     }
 
     /// Fails where the points of this sweep, read from `path`, depend on anything else than `binding`.
