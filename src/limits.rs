@@ -46,7 +46,7 @@ impl std::fmt::Display for Limit {
             _ => {
                 let digits = self.value.to_string();
                 for (index, digit) in digits.chars().enumerate() {
-                    if index > 0 && (digits.len() - index) % 3 == 0 {
+                    if index > 0 && (digits.len() - index).is_multiple_of(3) {
                         write!(f, ",")?;
                     }
                     write!(f, "{digit}")?;
