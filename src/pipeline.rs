@@ -20,8 +20,8 @@ use crate::bundle::{Bundle, OnnxFile, check_one_model};
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, ModelIdentity};
 use crate::eval::Agreement;
-use crate::graph::{Index, LayerId, Mlp, Outputs};
-use crate::kvw::{self, Gates, LayerRange, Layers, Plan};
+use crate::graph::{Index, LayerId, Mlp, Moment, Outputs, Tower};
+use crate::kvw::{self, Gates, Layers, Plan, TowerChoice};
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{self, Form, open_family};
 use crate::runtime::{self, Collector, Decoder, Engine, Lvlm, Towers, Window, Work};
@@ -104,6 +104,8 @@ pub struct Model<'a> {
     /// The decoder of further tokens, where it is a file of its own.
     decode: Option<(&'a OnnxFile, ModelFile)>,
     lm_head: Option<ModelFile>,
+    /// The vision encoder, where it is a file of its own.
+    vision: Option<(&'a OnnxFile, ModelFile)>,
     engine: &'a Engine,
     /// Preprocessing and towers.
     pub lvlm: Lvlm,
@@ -128,6 +130,10 @@ impl<'a> Model<'a> {
         let decode = decode.transpose().map_err(Error::Onnx)?;
         let lm_head = components.lm_head.map(open).transpose()?;
         let embed_tokens = components.embed_tokens.map(open).transpose()?;
+        let vision = components
+            .vision_encoder
+            .map(|file| Ok((file, open(file)?)));
+        let vision = vision.transpose().map_err(Error::Onnx)?;
         let together = [
             Some((components.decoder, &model)),
             decode.as_ref().map(|(file, model)| (*file, model)),
@@ -166,6 +172,7 @@ impl<'a> Model<'a> {
             model,
             decode,
             lm_head,
+            vision,
             engine,
             lvlm: Lvlm::new(family, towers),
         })
@@ -176,17 +183,101 @@ impl<'a> Model<'a> {
         &self.decoder_file.relative
     }
 
-    /// What plans and coefficients made on this model will be bound to.
+    /// What plans and coefficients made on this model's language model will be bound to.
     ///
     /// # Errors
     /// A weight cannot be read.
     pub fn identity(&self) -> Result<ModelIdentity, Error> {
-        Ok(self.with_mlps(LayerRange::All.into(), |mlps| {
-            edit::identity(&self.model, &mlps.into_iter().cloned().collect::<Vec<_>>())
-        })?)
+        self.identity_of(TowerChoice::Language)
     }
 
-    /// Opens a decoder session with the layers `layers` tapped and gated.
+    /// The same of these towers.
+    ///
+    /// # Errors
+    /// A weight cannot be read.
+    pub fn identity_of(&self, towers: TowerChoice) -> Result<ModelIdentity, Error> {
+        let mut whole = ModelIdentity { layers: Vec::new() };
+        for part in self.with_mlps(Layers::all_of(towers), |model, mlps| {
+            edit::identity(model, &mlps.into_iter().cloned().collect::<Vec<_>>())
+        }) {
+            whole = whole.and(part?);
+        }
+        Ok(whole)
+    }
+
+    /// Opens what coefficients of `layers` are measured on: the decoder, and where layers of it are asked
+    /// for the vision encoder, for about `forwards` forward passes.
+    ///
+    /// # Errors
+    /// As [`Model::decoder`].
+    pub fn measuring(
+        &mut self,
+        layers: impl Into<Layers>,
+        moment: Moment,
+        forwards: usize,
+    ) -> Result<Decoder, Error> {
+        let layers = layers.into();
+        self.instrument_vision(layers, Outputs::ModelAndSums(moment), forwards)?;
+        self.decoder(layers, Outputs::Sums(moment), forwards)
+    }
+
+    /// Opens what answers under gates: every layer of `towers` is gated.
+    ///
+    /// # Errors
+    /// As [`Model::decoder`].
+    pub fn gated(&mut self, towers: TowerChoice, forwards: usize) -> Result<Decoder, Error> {
+        let layers = Layers::all_of(towers);
+        self.instrument_vision(layers, Outputs::Model, forwards)?;
+        self.decoder(layers, Outputs::Model, forwards)
+    }
+
+    /// Opens the vision encoder's file with its layers of `layers` gated, and summed where `outputs` asks
+    /// for it. Nothing is done where none is asked for, or where they are in the decoder's graph.
+    fn instrument_vision(
+        &mut self,
+        layers: Layers,
+        outputs: Outputs,
+        forwards: usize,
+    ) -> Result<(), Error> {
+        if !layers.towers.contains(Tower::Vision) {
+            return Ok(());
+        }
+        let Some((file, model)) = &self.vision else {
+            return Ok(());
+        };
+        let layers = Layers {
+            towers: TowerChoice::Vision,
+            ..layers
+        };
+        let index = Index::new(model.graph());
+        let mlps = edit::mlps(self.bundle, file, &index);
+        edit::check_vision(file, &index, &mlps)?;
+        check_range(layers, &mlps)?;
+        let mlps = of_layers(&mlps, layers);
+        let work = Work::Forwards(forwards);
+        let towers = &mut self.lvlm.towers;
+        Ok(towers.instrument(self.engine, model, &mlps, outputs, work)?)
+    }
+
+    /// Those of `layers` that are in the decoder's graph.
+    fn in_decoder(&self, layers: Layers) -> Option<Layers> {
+        let towers = match (layers.towers, &self.vision) {
+            (TowerChoice::Vision, Some(_)) => return None,
+            (TowerChoice::All, Some(_)) => TowerChoice::Language,
+            (towers, _) => towers,
+        };
+        Some(Layers { towers, ..layers })
+    }
+
+    /// The layers that `decoder` and the vision encoder are open for, each with its `d_ff`.
+    pub fn layers(&self, decoder: &Decoder) -> Vec<(LayerId, usize)> {
+        let mut layers = decoder.layers().to_vec();
+        layers.extend(self.lvlm.towers.layers());
+        layers
+    }
+
+    /// Opens a decoder session with those of the layers `layers` tapped and gated that are in its graph. If
+    /// none is, it is the model as it is.
     ///
     /// # Errors
     /// The layers are not those of the configuration, one cannot be instrumented, or ONNX Runtime
@@ -201,7 +292,19 @@ impl<'a> Model<'a> {
         let work = Work::Forwards(forwards);
         let index = Index::new(self.model.graph());
         let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
-        edit::check_layers(self.bundle, self.decoder_file, &index, &mlps)?;
+        let Some(layers) = self.in_decoder(layers) else {
+            return match outputs {
+                Outputs::Model => self.plain_decoder(forwards),
+                // It will not be run.
+                _ => self.plain_decoder(0),
+            };
+        };
+        if layers.towers.contains(Tower::Language) {
+            edit::check_layers(self.bundle, self.decoder_file, &index, &mlps)?;
+        }
+        if layers.towers.contains(Tower::Vision) {
+            edit::check_vision(self.decoder_file, &index, &mlps)?;
+        }
         check_range(layers, &mlps)?;
         let decoder = Decoder::open_named(
             self.engine,
@@ -262,22 +365,36 @@ impl<'a> Model<'a> {
         &self,
         layers: impl Into<Layers>,
     ) -> Result<BTreeMap<LayerId, Array1<f64>>, Error> {
-        self.with_mlps(layers.into(), |mlps| {
-            let mut norms = BTreeMap::new();
+        let mut all = BTreeMap::new();
+        for norms in self.with_mlps(layers.into(), |model, mlps| {
+            let mut norms = Vec::new();
             for mlp in mlps {
                 let Some(layer) = mlp.id() else { continue };
-                let found = edit::column_norms(&self.model, mlp)?;
-                norms.insert(layer, found.ok_or(Error::NoNorms { layer })?);
+                let found = edit::column_norms(model, mlp)?;
+                norms.push((layer, found.ok_or(Error::NoNorms { layer })?));
             }
-            Ok(norms)
-        })
+            Ok::<_, Error>(norms)
+        }) {
+            all.extend(norms?);
+        }
+        Ok(all)
     }
 
-    /// Calls `f` with the decoder file's MLPs of the layers `layers`.
-    fn with_mlps<T>(&self, layers: Layers, f: impl FnOnce(Vec<&Mlp<'_>>) -> T) -> T {
-        let index = Index::new(self.model.graph());
-        let mlps = edit::mlps(self.bundle, self.decoder_file, &index);
-        f(of_layers(&mlps, layers))
+    /// Calls `f` with the MLPs of the layers `layers`, those of the decoder's file and those of the vision
+    /// encoder's, where there are any.
+    fn with_mlps<T>(&self, layers: Layers, f: impl Fn(&ModelFile, Vec<&Mlp<'_>>) -> T) -> Vec<T> {
+        let decoder = (self.decoder_file, &self.model);
+        let vision = self.vision.as_ref().map(|(file, model)| (*file, model));
+        let mut all = Vec::new();
+        for (file, model) in [decoder].into_iter().chain(vision) {
+            let index = Index::new(model.graph());
+            let mlps = edit::mlps(self.bundle, file, &index);
+            let mlps = of_layers(&mlps, layers);
+            if !mlps.is_empty() {
+                all.push(f(model, mlps));
+            }
+        }
+        all
     }
 
     /// Prepares every sample and forgets the result: an answer that the template changes or an image
@@ -308,7 +425,7 @@ impl<'a> Model<'a> {
         if samples.is_empty() {
             return Err(kvw::Error::Empty { set: "retain" }.into());
         }
-        let empty = kvw::Coefficients::new(rule.moment(), decoder.layers());
+        let empty = kvw::Coefficients::new(rule.moment(), &self.layers(decoder));
         let mut done = 0;
         self.collect_more(decoder, rule, empty, samples, batch_size, |_, samples| {
             done += samples;
@@ -335,16 +452,18 @@ impl<'a> Model<'a> {
     ) -> Result<kvw::Coefficients, Error> {
         self.lvlm.weights = rule.token_weights();
         let order: Vec<&Sample> = samples.iter().collect();
+        let none = Gates::new();
         self.lvlm.ahead(&order, |source| {
             for samples in samples.chunks(collect::window(batch_size)) {
-                let mut window = Window::open(source, samples).map_err(not_embedded(samples))?;
+                let mut window =
+                    Window::open(source, samples, &none).map_err(not_embedded(samples))?;
                 let by_length = window.by_length();
                 let mut forward = Collector {
                     source: &mut window,
                     decoder,
                 };
                 for batch in by_length.chunks(batch_size.max(1)) {
-                    kvw::add_batch(&mut forward, &mut coefficients, batch, &Gates::new())?;
+                    kvw::add_batch(&mut forward, &mut coefficients, batch, &none)?;
                 }
                 watch(&coefficients, samples.len())?;
             }
@@ -423,11 +542,12 @@ pub fn compare(
     original: &mut Model<'_>,
     gated: &mut Decoder,
     gates: &Gates,
-    edited: &mut Decoder,
+    (edited_lvlm, edited): (&mut Lvlm, &mut Decoder),
     samples: &[Sample],
 ) -> Result<Agreement, Error> {
-    let tolerance = original.with_mlps(LayerRange::All.into(), |mlps| {
-        edit::tolerance(&original.model, &mlps)
+    let towers = TowerChoice::of(original.layers(gated).into_iter().map(|(layer, _)| layer));
+    let tolerances = original.with_mlps(Layers::all_of(towers), |model, mlps| {
+        edit::tolerance(model, &mlps)
     });
     let mut agreement = Agreement {
         max_difference: 0.0,
@@ -435,18 +555,22 @@ pub fn compare(
         max_logit: 0.0,
         same_argmax: 0.0,
         positions: 0,
-        tolerance,
+        tolerance: tolerances.into_iter().fold(0.0, f64::max),
     };
     let mut same = 0usize;
+    let none = Gates::new();
     for sample in samples {
-        let embedded = original.lvlm.embed_as(sample, Form::WithAnswer)?;
+        let lvlm = &mut original.lvlm;
+        let embedded = lvlm.embed_as(sample, Form::WithAnswer, gates)?;
         let expected = gated.logits(&embedded, gates)?;
-        let untouched = gated.logits(&embedded, &Gates::new())?;
+        let embedded = lvlm.embed_as(sample, Form::WithAnswer, &none)?;
+        let untouched = gated.logits(&embedded, &none)?;
+        let embedded = edited_lvlm.embed_as(sample, Form::WithAnswer, &none)?;
+        let found = edited.logits(&embedded, &none)?;
         let moved = expected.iter().zip(&untouched);
         agreement.effect = moved
             .map(|(&a, &b)| (f64::from(a) - f64::from(b)).abs())
             .fold(agreement.effect, f64::max);
-        let found = edited.logits(&embedded, &Gates::new())?;
         for (expected, found) in expected.axis_iter(Axis(0)).zip(found.axis_iter(Axis(0))) {
             let mut best = [(0, f32::NEG_INFINITY); 2];
             for (id, (&a, &b)) in expected.iter().zip(found).enumerate() {

@@ -427,6 +427,9 @@ fn answers_given_together_are_those_given_one_by_one() {
             }
         }
     }
-    let prompt = model.lvlm.embed_as(&asked[0].0, Form::Question).unwrap();
+    let prompt = model
+        .lvlm
+        .embed_as(&asked[0].0, Form::Question, &Gates::new())
+        .unwrap();
     assert!(decoder.answers_together(&prompt));
 }

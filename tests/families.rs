@@ -333,11 +333,17 @@ fn a_decoder_that_cannot_tell_prompt_from_answer_is_refused() {
     let sums = Outputs::Sums(Moment::Absolute);
     let mut decoder = causal.decoder(LayerRange::All, sums, 1).unwrap();
     let (sample, _) = &goldens(&fixtures().join("families/paligemma"))[0];
-    let answered = model.lvlm.embed_as(sample, Form::WithAnswer).unwrap();
+    let answered = model
+        .lvlm
+        .embed_as(sample, Form::WithAnswer, &Gates::new())
+        .unwrap();
     let error = decoder.sums(&[&answered], &Gates::new()).unwrap_err();
     let error = chain(&error);
     assert!(error.contains("an input token_type_ids"), "{error}");
-    let question = model.lvlm.embed_as(sample, Form::Question).unwrap();
+    let question = model
+        .lvlm
+        .embed_as(sample, Form::Question, &Gates::new())
+        .unwrap();
     decoder.sums(&[&question], &Gates::new()).unwrap();
 }
 

@@ -367,7 +367,7 @@ fn gates_of_one_leave_every_float32_logit_bit_identical() {
         let mut source = Exact::open(&engine, &bundle);
         let samples: Vec<Embedded> = exact_samples(name, "forget")
             .iter()
-            .map(|sample| source.embed(sample).unwrap())
+            .map(|sample| source.embed(sample, &Gates::new()).unwrap())
             .collect();
         gates_of_one_change_nothing(&engine, &bundle, &samples);
     }

@@ -177,7 +177,7 @@ fn running_with_gates_is_running_the_edited_float32_model() {
         let samples: Vec<Embedded> = exact_samples(model, "forget")
             .iter()
             .chain(&exact_samples(model, "retain")[..2])
-            .map(|sample| source.embed(sample).unwrap())
+            .map(|sample| source.embed(sample, &Gates::new()).unwrap())
             .collect();
         gated_is_edited(model, FLOAT32, &engine, &bundle, &plan.gates, &samples);
     }
@@ -219,16 +219,18 @@ fn compare_accepts_the_right_gates_and_no_others() {
         .samples;
     let mut model = Model::open(&bundle, None, &engine, 8).unwrap();
     let mut gated = model.decoder(LAYERS, Outputs::Model, 8).unwrap();
-    let mut edited = decoder(&engine, &Bundle::open(&out).unwrap(), None);
-    let gates = as_gates(&plan);
-    let agreement =
-        pipeline::compare(&mut model, &mut gated, &gates, &mut edited, &samples).unwrap();
+    let written = Bundle::open(&out).unwrap();
+    let mut written = Model::open(&written, None, &engine, 8).unwrap();
+    let mut edited = written.plain_decoder(8).unwrap();
+    let mut compare = |gates: &Gates| {
+        let edited = (&mut written.lvlm, &mut edited);
+        pipeline::compare(&mut model, &mut gated, gates, edited, &samples).unwrap()
+    };
+    let agreement = compare(&as_gates(&plan));
     assert!(agreement.holds(), "{agreement:?}");
     assert!(agreement.same_argmax > 0.99, "{agreement:?}");
     // And it says no where the gates are not the model's.
-    let none = Gates::new();
-    let agreement =
-        pipeline::compare(&mut model, &mut gated, &none, &mut edited, &samples).unwrap();
+    let agreement = compare(&Gates::new());
     assert!(!agreement.holds(), "{agreement:?}");
 }
 

@@ -76,7 +76,10 @@ fn every_folder_answers_as_the_checkpoint_does_in_pytorch() {
                     assert!(found.stopped, "{place}");
                 }
             }
-            let prompt = model.lvlm.embed_as(&asked[0].0, Form::Question).unwrap();
+            let prompt = model
+                .lvlm
+                .embed_as(&asked[0].0, Form::Question, &Gates::new())
+                .unwrap();
             assert!(decoder.answers_together(&prompt), "{name}, {kind}");
         }
     }

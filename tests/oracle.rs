@@ -217,8 +217,8 @@ fn our_own_preprocessing_gives_the_decoder_the_original_inputs() {
             assert_eq!(samples.samples.len(), expected.len());
             for (sample, expected) in samples.samples.iter().zip(&expected) {
                 let context = format!("{name}, {}", sample.id);
-                let found = model.lvlm.embed(sample).unwrap();
-                let expected = exact.embed(expected).unwrap();
+                let found = model.lvlm.embed(sample, &Gates::new()).unwrap();
+                let expected = exact.embed(expected, &Gates::new()).unwrap();
                 assert_eq!(found.input_ids, expected.input_ids, "{context}");
                 assert_eq!(found.answer_mask, expected.answer_mask, "{context}");
                 assert_eq!(found.position_ids, expected.position_ids, "{context}");
@@ -248,7 +248,7 @@ fn the_sums_in_the_graph_are_those_of_the_raw_activations() {
             .into();
             let mut worst = 0.0;
             for sample in exact_samples(model, "forget") {
-                let sample = source.embed(&sample).unwrap();
+                let sample = source.embed(&sample, &Gates::new()).unwrap();
                 let raw = hidden.hidden(&sample, &gates).unwrap();
                 let found = sums.sums(&[&sample], &gates).unwrap();
                 let tokens = sample.answer_mask.iter().filter(|&&m| m > 0.0).count();

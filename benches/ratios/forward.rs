@@ -1,5 +1,6 @@
 //! (a) A forward that only sums coefficients, against the model as it is with its logits.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
@@ -188,6 +189,7 @@ pub(crate) fn sample(seed: u64) -> Embedded {
         answer_mask: (0..TOKENS).map(|t| f32::from(counts(t))).collect(),
         next_position: TOKENS as i64,
         decoder_inputs: Vec::new(),
+        vision: BTreeMap::new(),
     }
 }
 

@@ -96,7 +96,7 @@ impl Embed for Ready {
         &sample.id
     }
 
-    fn embed(&mut self, sample: &Embedded) -> Result<Embedded, Error> {
+    fn embed(&mut self, sample: &Embedded, _gates: &Gates) -> Result<Embedded, Error> {
         Ok(sample.clone())
     }
 }

@@ -254,6 +254,11 @@ impl Bundle {
         self.files.iter().filter(|file| file.role == Role::Decoder)
     }
 
+    /// Whether there is a file with this role.
+    pub fn has(&self, role: Role) -> bool {
+        self.files.iter().any(|file| file.role == role)
+    }
+
     /// The files to run: with `variant` the decoder of that name, else the most precise one (no
     /// suffix, then `fp16`, then the first by name). The others follow the decoder's variant where
     /// they have it: components may mix suffixes.
@@ -333,8 +338,7 @@ impl Bundle {
 
     /// A decoder of a vision-language model reads embeddings: somebody must make them.
     fn check_siblings(&self) -> Result<(), Error> {
-        let has = |role| self.files.iter().any(|file| file.role == role);
-        let sees = has(Role::VisionEncoder) || self.config.as_ref().is_some_and(|c| c.vision);
+        let sees = self.has(Role::VisionEncoder) || self.config.as_ref().is_some_and(|c| c.vision);
         let looked_for = match self.layout {
             Layout::TransformersJs => "onnx/embed_tokens*.onnx",
             Layout::Mobius => "embedding/model.onnx",
@@ -343,7 +347,7 @@ impl Bundle {
         };
         // A lone decoder may hold both towers.
         let split = self.layout != Layout::TransformersJs || self.files.len() > 1;
-        if sees && split && !has(Role::EmbedTokens) {
+        if sees && split && !self.has(Role::EmbedTokens) {
             return Err(Error::MissingSibling {
                 folder: self.folder().to_owned(),
                 looked_for: looked_for.to_owned(),

@@ -98,7 +98,7 @@ codes! {
     DecoderNotEdited "decoder-not-edited" Error
         "A decoder file of the folder has no planned range: it still knows.";
     LayerNotEdited "layer-not-edited" Error
-        "A decoder file lacks the edit of a layer that was edited in another.";
+        "A decoder or vision encoder file lacks the edit of a layer that was edited in another.";
     VariantMissing "variant-missing" Error
         "A precision that the policy asks for is not in the folder.";
     EvidenceMissing "evidence-missing" Error

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use super::{Code, Error, Finding, Policy, Subject, Verdict};
-use crate::bundle::{Bundle, OnnxFile, Tree, beside};
+use crate::bundle::{Bundle, OnnxFile, Role, Tree, beside};
 use crate::edit::{self, RangeState, Receipt, RecheckedFile, diff, recheck, recheck_original};
 use crate::files::RECEIPT;
-use crate::graph::LayerId;
+use crate::graph::{LayerId, Tower};
 use crate::onnx::{ByteSpan, Limits, ModelFile, Storage, tensors};
 
 /// Checks everything about the folder's bytes. Returns its receipt, if it has one.
@@ -159,7 +159,8 @@ fn ranges(verdict: &mut Verdict, files: &[RecheckedFile<'_>], policy: &Policy) {
     verdict.add(policy, "ranges", summary, findings, None);
 }
 
-/// Whether every decoder file of the folder was edited, in the same layers, and all variants are there.
+/// Whether every decoder file of the folder was edited, in the same layers, and all variants are there. Where
+/// layers of the vision encoder were, the same of every file of that.
 fn decoders(
     verdict: &mut Verdict,
     bundle: &Bundle,
@@ -171,11 +172,24 @@ fn decoders(
     let of_ranges = receipt.files.iter().flat_map(|file| &file.ranges);
     let layers: BTreeSet<LayerId> = of_edits.chain(of_ranges.map(|range| range.layer)).collect();
     let mut count = 0;
-    for decoder in bundle.decoders() {
+    for file in bundle.files() {
+        let layers: BTreeSet<LayerId> = layers
+            .iter()
+            .copied()
+            .filter(|layer| match layer.tower() {
+                Tower::Vision if bundle.has(Role::VisionEncoder) => {
+                    file.role == Role::VisionEncoder
+                }
+                _ => file.role == Role::Decoder,
+            })
+            .collect();
+        if layers.is_empty() {
+            continue;
+        }
         count += 1;
-        let path = decoder.relative.as_str();
-        let found = edited_layers(decoder, receipt)?;
-        if found.is_empty() {
+        let path = file.relative.as_str();
+        let found = edited_layers(file, receipt)?;
+        if found.is_empty() && file.role == Role::Decoder {
             let message = format!("{path}: the receipt has no edit of this decoder");
             findings.push(Finding::new(Code::DecoderNotEdited, message).in_file(path));
             continue;
@@ -197,7 +211,12 @@ fn decoders(
     }
     let summary = format!(
         "{} with {} edited",
-        counted(count, "decoder file"),
+        match bundle.has(Role::VisionEncoder)
+            && layers.iter().any(|layer| layer.tower() == Tower::Vision)
+        {
+            true => counted(count, "model file"),
+            false => counted(count, "decoder file"),
+        },
         counted(layers.len(), "layer")
     );
     verdict.add(policy, "decoders", summary, findings, None);

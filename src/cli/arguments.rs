@@ -9,7 +9,7 @@ use super::printer::Printer;
 use crate::bundle::Bundle;
 use crate::dataset::{self, Dataset, ReadOptions};
 use crate::eval::{MinK, SetKind};
-use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Options, Order};
+use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Layers, Options, Order, TowerChoice};
 use crate::pipeline::{Error, Model};
 use crate::runtime::generate::{self, Limit};
 use crate::runtime::{self, Device, Engine, locate};
@@ -81,6 +81,10 @@ pub(super) struct WeakenArguments {
     /// Layers to weaken: an inclusive range like 1-25, one layer, or all [default: all]
     #[arg(long, value_name = "RANGE")]
     pub(super) layers: Option<LayerRange>,
+    /// Of which towers: language (the decoder, the method's own), vision (the vision encoder) or all.
+    /// --layers then counts in each
+    #[arg(long, default_value = "language", value_name = "TOWER")]
+    pub(super) tower: TowerChoice,
     #[command(flatten)]
     pub(super) steps: StepArguments,
 }
@@ -152,8 +156,11 @@ pub(super) fn parse_gamma(text: &str) -> Result<f64, String> {
 const GAMMA_STEPS: f64 = 10.0;
 
 impl WeakenArguments {
-    pub(super) fn layers(&self) -> LayerRange {
-        self.layers.unwrap_or(LayerRange::All)
+    pub(super) fn layers(&self) -> Layers {
+        Layers {
+            towers: self.tower,
+            range: self.layers.unwrap_or(LayerRange::All),
+        }
     }
 
     /// The rule, for a forget set of this size. Says so where it had to choose γ.
@@ -171,7 +178,7 @@ impl WeakenArguments {
 
     pub(super) fn options(&self, model: &Model<'_>) -> Result<Options, Error> {
         Ok(Options {
-            layers: self.layers(),
+            layers: self.layers().range,
             batch_size: self.steps.batch_size,
             epochs: self.steps.epochs,
             order: self.steps.order(),

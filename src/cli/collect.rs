@@ -13,8 +13,7 @@ use super::arguments::{
 use super::outcome::Outcome;
 use super::printer::Printer;
 use crate::bundle::Bundle;
-use crate::graph::Outputs;
-use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Rule as _, Shard};
+use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Layers, Rule as _, Shard, TowerChoice};
 use crate::pipeline::collect::{Collected, Job, window};
 use crate::pipeline::{Error, Model, provenance};
 
@@ -49,6 +48,10 @@ pub(super) struct Collect {
     /// Layers to measure: an inclusive range like 1-25, one layer, or all
     #[arg(long, default_value = "all", value_name = "RANGE")]
     layers: LayerRange,
+    /// Of which towers: language (the decoder, the method's own), vision (the vision encoder) or all.
+    /// --layers then counts in each
+    #[arg(long, default_value = "language", value_name = "TOWER")]
+    tower: TowerChoice,
     /// Samples per forward pass: of 8 batches together, those of similar length. Faster on a GPU, not on a CPU;
     /// the sums differ from those of 1 in the last digits of float32
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
@@ -80,9 +83,16 @@ impl Collect {
         // Of the whole set, also for a part of it: it decides how sessions are built, and so the last bits.
         let forwards = data.samples.len().div_ceil(self.batch_size);
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
-        let mut decoder = model.decoder(self.layers, Outputs::Sums(RULE.moment()), forwards)?;
+        let mut decoder = model.measuring(
+            Layers {
+                towers: self.tower,
+                range: self.layers,
+            },
+            RULE.moment(),
+            forwards,
+        )?;
         note_placement(&engine, printer);
-        let identity = model.identity()?;
+        let identity = model.identity_of(self.tower)?;
         let job = Job {
             samples: &data.samples,
             rule: &RULE,

@@ -106,6 +106,7 @@ impl Demo {
             force: false,
             weakening: WeakenArguments {
                 gamma: Some(parameters.gamma),
+                tower: crate::kvw::TowerChoice::Language,
                 layers: Some(crate::kvw::LayerRange::Inclusive {
                     start: parameters.start_layer,
                     end: parameters.end_layer,

@@ -18,8 +18,7 @@ use crate::eval::{
     metric,
 };
 use crate::files::write_atomic;
-use crate::graph::Outputs;
-use crate::kvw::{self, Gates, LayerRange};
+use crate::kvw::{self, Gates};
 use crate::pipeline::{Error, Model, check_identity, gates_of};
 
 /// Measure what a model says, and what it still knows
@@ -106,8 +105,9 @@ impl Eval {
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
         let (mut decoder, gates) = match &plan {
             Some((path, (plan, provenance))) => {
-                check_identity(path, provenance, &model.identity()?)?;
-                let decoder = model.decoder(LayerRange::All, Outputs::Model, forwards)?;
+                let towers = plan.towers();
+                check_identity(path, provenance, &model.identity_of(towers)?)?;
+                let decoder = model.gated(towers, forwards)?;
                 (decoder, gates_of(plan))
             }
             None => (model.plain_decoder(forwards)?, Gates::new()),

@@ -191,7 +191,7 @@ impl ProbeVerb {
             settings: &settings,
         };
         let (mut model, mut gated) = asking.open(self.variant.as_deref(), &asked)?;
-        check_identity(&self.plan, &provenance, &model.identity()?)?;
+        check_identity(&self.plan, &provenance, &model.identity_of(plan.towers())?)?;
         note_placement(&engine, printer);
         let ask = |model: &mut Model<'_>, gated: &mut Decoder, asked: &[Asked<'_, '_>], variant| {
             let samples: usize = asked.iter().map(|asked| asked.samples.len()).sum();

@@ -12,7 +12,7 @@ use super::arguments::{
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
-use crate::kvw::LayerRange;
+use crate::kvw::{LayerRange, TowerChoice};
 use crate::pipeline::Error;
 use crate::sweep::{self, Event, Grid, Objective, Point, Sweep, Tradeoff};
 
@@ -45,6 +45,10 @@ pub(super) struct SweepVerb {
     eval: Vec<PathBuf>,
     #[command(flatten)]
     axes: Axes,
+    /// Of which towers layers are weakened: language (the decoder, the method's own), vision (the vision
+    /// encoder) or all. --layers then counts in each
+    #[arg(long, default_value = "language", value_name = "TOWER")]
+    tower: TowerChoice,
     #[command(flatten)]
     objective: ObjectiveArguments,
     /// Samples of each set to evaluate
@@ -78,7 +82,8 @@ pub(super) struct Axes {
     /// Weakening strengths γ. Default: 5, 7, 10, 14 and 20 divided by the number of steps
     #[arg(long, value_name = "GAMMA,…", value_delimiter = ',', value_parser = parse_gamma, allow_negative_numbers = true)]
     pub(super) gamma: Vec<f64>,
-    /// Layer ranges. Default: the first third, half and two thirds of the layers, and all
+    /// Layer ranges. Default: the first third, half and two thirds of the
+    /// decoder's layers, and all; with another --tower all
     #[arg(long, value_name = "RANGE,…", value_delimiter = ',')]
     pub(super) layers: Vec<LayerRange>,
 }
@@ -162,7 +167,8 @@ impl SweepVerb {
         }
         let steps = self.steps.count(forget.samples.len());
         let axes = &self.axes;
-        let grid = Grid::of_gammas(&axes.gamma, &axes.layers, bundle.layers(), steps)?;
+        let layers = self.tower.known_layers(bundle.layers());
+        let grid = Grid::of_gammas(&axes.gamma, &axes.layers, layers, steps)?;
         let engine = self.runtime.engine_for(self.jobs, printer)?;
         let job = sweep::Job {
             bundle: &bundle,
@@ -172,6 +178,7 @@ impl SweepVerb {
             forget: &forget,
             retain: &retain,
             others: &others,
+            tower: self.tower,
             batch_size: self.steps.batch_size,
             epochs: self.steps.epochs,
             order: self.steps.order(),

@@ -25,16 +25,14 @@ use crate::eval::{
     self, Control, EvaluatedSet, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate,
 };
 use crate::files::{Sha256, write_atomic};
-use crate::graph::Outputs;
 use crate::kvw::{
-    self, Coefficients, Gates, KnowledgeVectorWeakening, LayerRange, Plan, PlanSummary, Rule,
-    RuleKind,
+    self, Coefficients, Gates, KnowledgeVectorWeakening, Plan, PlanSummary, Rule, RuleKind,
 };
 use crate::pipeline::{
     Error, Model, check_different, check_identity, compare, gates_of, provenance,
 };
 use crate::probe::{self, Controls};
-use crate::runtime::{Decoder, Engine};
+use crate::runtime::{Decoder, Engine, Lvlm};
 use crate::sweep::{self, Grid, Sweep};
 
 /// Make a model forget: collect, weaken, apply, verify, evaluate
@@ -184,7 +182,7 @@ impl Unlearn {
         {
             model.check_samples(&set.samples)?;
         }
-        let identity = model.identity()?;
+        let identity = model.identity_of(self.weakening.tower)?;
         let weakening = self.choose(printer, &bundle, &engine, &forget, retain.as_ref())?;
         let sets = (&forget, retain.as_ref());
         let plan = self.weaken(printer, &identity, &mut model, sets, &weakening)?;
@@ -222,7 +220,7 @@ impl Unlearn {
             plan: &plan,
             gates: gates_of(&plan),
         };
-        let gated = model.decoder(LayerRange::All, Outputs::Model, job.forwards())?;
+        let gated = model.gated(self.weakening.tower, job.forwards())?;
         let run = RefCell::new((model, gated));
         let mut verdict = None;
         let options = edit::Options {
@@ -309,7 +307,7 @@ impl Unlearn {
                 let grid = Grid::of_gammas(
                     weakening.gamma.as_slice(),
                     weakening.layers.as_slice(),
-                    bundle.layers(),
+                    weakening.tower.known_layers(bundle.layers()),
                     weakening.steps.count(forget.samples.len()),
                 )?;
                 (grid.points()?, file, grid.rule)
@@ -323,6 +321,7 @@ impl Unlearn {
             forget,
             retain,
             others: &[],
+            tower: weakening.tower,
             batch_size: weakening.steps.batch_size,
             epochs: weakening.steps.epochs,
             order: weakening.steps.order(),
@@ -353,8 +352,7 @@ impl Unlearn {
         let options = weakening.options(model)?;
         let steps = forget.samples.len() * weakening.steps.epochs;
         let forwards = steps + retain.map_or(0, |retain| retain.samples.len());
-        let outputs = Outputs::Sums(rule.moment());
-        let mut decoder = model.decoder(weakening.layers(), outputs, forwards)?;
+        let mut decoder = model.measuring(weakening.layers(), rule.moment(), forwards)?;
         let coefficients = match (&self.retain_coefficients, retain) {
             (Some(path), _) => {
                 let (coefficients, provenance) =
@@ -435,21 +433,28 @@ impl Job<'_> {
         staged: &Path,
     ) -> Result<Evidence, Box<dyn std::error::Error + Send + Sync>> {
         let bundle = Bundle::open(staged)?;
-        let edited = Model::open(&bundle, self.arguments.variant.as_deref(), self.engine, 0)?;
-        let mut edited = edited.plain_decoder(self.forwards())?;
+        let variant = self.arguments.variant.as_deref();
+        let mut written = Model::open(&bundle, variant, self.engine, 0)?;
+        let mut edited = written.plain_decoder(self.forwards())?;
         let samples: Vec<Sample> = self
             .sets
             .iter()
             .take(2)
             .flat_map(|set| set.data.samples.iter().take(COMPARED_SAMPLES / 2).cloned())
             .collect();
-        let agreement = compare(model, gated, &self.gates, &mut edited, &samples)?;
+        let agreement = compare(
+            model,
+            gated,
+            &self.gates,
+            (&mut written.lvlm, &mut edited),
+            &samples,
+        )?;
         if !agreement.holds() {
             return Err(Box::new(Disagreement(agreement)));
         }
         let sets = match self.arguments.eval_limit {
             0 => Vec::new(),
-            _ => self.evaluate(model, gated, &mut edited)?,
+            _ => self.evaluate((model, gated), (&mut written.lvlm, &mut edited))?,
         };
         let mut evidence = Evidence::of(&self.settings, self.engine.describe(), sets);
         evidence.agreement = Some(agreement);
@@ -491,17 +496,16 @@ impl Job<'_> {
     /// Every set on both models.
     fn evaluate(
         &self,
-        model: &mut Model<'_>,
-        gated: &mut Decoder,
-        edited: &mut Decoder,
+        (model, gated): (&mut Model<'_>, &mut Decoder),
+        (written, edited): (&mut Lvlm, &mut Decoder),
     ) -> Result<Vec<EvidenceSet>, Error> {
         let progress = self.printer.progress("evaluating", 2 * self.samples());
         let mut done = 0;
         let mut evaluated = Vec::new();
         for set in self.sets {
-            let mut run = |decoder: &mut Decoder| {
+            let mut run = |lvlm: &mut Lvlm, decoder: &mut Decoder| {
                 let measured = evaluate(
-                    &mut model.lvlm,
+                    lvlm,
                     decoder,
                     set.samples(),
                     &Gates::new(),
@@ -512,7 +516,8 @@ impl Job<'_> {
                 measured
             };
             // Gates of 1 are bit-identical to the untouched model.
-            let models = [(Role::Before, run(gated)?), (Role::After, run(edited)?)];
+            let before = run(&mut model.lvlm, gated)?;
+            let models = [(Role::Before, before), (Role::After, run(written, edited)?)];
             evaluated.push(set.entry(set.name.clone(), set.samples().len(), models)?);
         }
         Ok(evaluated)

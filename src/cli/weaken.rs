@@ -12,7 +12,6 @@ use super::arguments::{
 use super::outcome::Outcome;
 use super::printer::Printer;
 use crate::bundle::Bundle;
-use crate::graph::Outputs;
 use crate::kvw::{self, PlanSummary, Rule};
 use crate::pipeline::{Error, Model, check_identity, provenance};
 
@@ -75,12 +74,11 @@ impl Weaken {
         let engine = self.runtime.engine(printer)?;
         let steps = forget.samples.len() * self.weakening.steps.epochs;
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, steps)?;
-        let identity = model.identity()?;
+        let identity = model.identity_of(self.weakening.tower)?;
         check_identity(&self.retain_coefficients, &retain_provenance, &identity)?;
         let rule = self.weakening.rule(forget.samples.len(), printer);
         let options = self.weakening.options(&model)?;
-        let outputs = Outputs::Sums(rule.moment());
-        let mut decoder = model.decoder(self.weakening.layers(), outputs, steps)?;
+        let mut decoder = model.measuring(self.weakening.layers(), rule.moment(), steps)?;
         note_placement(&engine, printer);
         let progress = printer.progress("weakening", steps);
         let plan = model.weaken(

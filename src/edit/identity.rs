@@ -126,15 +126,14 @@ pub enum Mismatch {
     },
 }
 
-/// The identity of one file's decoder: `mlps` are its MLPs, of which the numbered ones of the
-/// language tower count.
+/// The identity of what one file holds: of those of `mlps`, its MLPs, that have a number.
 ///
 /// # Errors
 /// A weight cannot be read.
 pub fn identity(model: &ModelFile, mlps: &[Mlp<'_>]) -> Result<ModelIdentity, Error> {
     use rayon::prelude::*;
     let mut first: BTreeMap<LayerId, &Mlp<'_>> = BTreeMap::new();
-    for mlp in mlps.iter().filter(|mlp| mlp.tower == Tower::Language) {
+    for mlp in mlps {
         if let Some(layer) = mlp.id() {
             first.entry(layer).or_insert(mlp);
         }
@@ -146,23 +145,31 @@ pub fn identity(model: &ModelFile, mlps: &[Mlp<'_>]) -> Result<ModelIdentity, Er
     Ok(ModelIdentity { layers })
 }
 
-/// The identity of the decoder in `file` of `bundle`.
+/// The identity of the language model's layers in `file` of `bundle`.
 ///
 /// # Errors
 /// The file cannot be read.
 pub fn identity_of(bundle: &Bundle, file: &OnnxFile) -> Result<ModelIdentity, Error> {
     let model = ModelFile::open(&file.path, &Limits::default())?;
     let index = Index::new(model.graph());
-    identity(&model, &inspect::mlps(bundle, file, &index))
+    let mut mlps = inspect::mlps(bundle, file, &index);
+    mlps.retain(|mlp| mlp.tower == Tower::Language);
+    identity(&model, &mlps)
 }
 
-/// Compares the model of a plan with the model in a file.
+/// Compares the model of a plan with the model in a file. Where only one of them is about the vision
+/// encoder too, the language model is compared.
 ///
 /// # Errors
-/// The first [`Mismatch`]: other layers or shapes; the same dtype with other bytes; another dtype
-/// with weights that are not the same.
+/// The first [`Mismatch`]: no tower in common; other layers or shapes; the same dtype with other bytes;
+/// another dtype with weights that are not the same.
 pub fn check(plan: &ModelIdentity, file: &ModelIdentity) -> Result<Match, Mismatch> {
-    check_shapes(plan, file)?;
+    let (shared, found) = (plan.shared_with(file), file.shared_with(plan));
+    if shared.layers.is_empty() {
+        check_shapes(plan, file)?;
+    }
+    check_shapes(&shared, &found)?;
+    let (plan, file) = (&shared, &found);
     let mut matched = Match::Exact;
     for (expected, found) in plan.layers.iter().zip(&file.layers) {
         let float = expected.dtype.is_scalable_float();
@@ -196,6 +203,29 @@ fn same_storage(plan: &LayerIdentity, dtype: DataType, axis: Option<usize>) -> b
 pub(super) fn listed(layers: &[LayerId]) -> String {
     let layers: Vec<String> = layers.iter().map(LayerId::to_string).collect();
     format!("[{}]", layers.join(", "))
+}
+
+impl ModelIdentity {
+    /// The layers of a tower.
+    pub fn of_tower(&self, tower: Tower) -> impl Iterator<Item = &LayerIdentity> {
+        let layers = self.layers.iter();
+        layers.filter(move |layer| layer.layer.tower() == tower)
+    }
+
+    /// What the identities of two files of one model are together.
+    #[must_use]
+    pub fn and(mut self, other: ModelIdentity) -> ModelIdentity {
+        self.layers.extend(other.layers);
+        self
+    }
+
+    /// The part that is about towers that `other` is about too.
+    fn shared_with(&self, other: &ModelIdentity) -> ModelIdentity {
+        let shared = |layer: &&LayerIdentity| other.of_tower(layer.layer.tower()).next().is_some();
+        ModelIdentity {
+            layers: self.layers.iter().filter(shared).cloned().collect(),
+        }
+    }
 }
 
 /// Layers and shapes only.

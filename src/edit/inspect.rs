@@ -11,7 +11,7 @@ use super::Error;
 use super::form::{Cost, EditForm, FormChoice, Subject, choose};
 use super::rewrite::Surgeon;
 use crate::bundle::{Bundle, Layout, OnnxFile, Role};
-use crate::graph::mlp::{find, number_by_order, survey};
+use crate::graph::mlp::{find, number_by_order, number_once, survey};
 use crate::graph::{Gating, Index, Mlp, Refused, Tower};
 use crate::onnx::{Limits, ModelFile};
 
@@ -166,7 +166,30 @@ pub fn mlps<'m>(bundle: &Bundle, file: &OnnxFile, index: &Index<'m>) -> Vec<Mlp<
     if let (Role::Decoder, Some(layers)) = (file.role, bundle.layers()) {
         number_by_order(&mut mlps, Tower::Language, layers);
     }
+    number_once(&mut mlps, Tower::Vision);
     mlps
+}
+
+/// Checks that `file` shows layers of the vision encoder, and nothing that may hide further ones.
+///
+/// # Errors
+/// [`Error::Layers`].
+pub fn check_vision(file: &OnnxFile, index: &Index<'_>, mlps: &[Mlp<'_>]) -> Result<(), Error> {
+    let count = mlps.iter().filter(|mlp| mlp.tower == Tower::Vision).count();
+    let refused = survey(index, None).refused;
+    let (expected, found) = match (count, refused.first()) {
+        (1.., None) => return Ok(()),
+        (0, None) => ("MLPs of a vision encoder", "none".to_owned()),
+        (_, Some(first)) => (
+            "nothing that may hold further MLPs",
+            format!("{} '{}': {}", first.op, first.node, first.reason),
+        ),
+    };
+    Err(Error::Layers {
+        file: file.relative.clone(),
+        expected: expected.to_owned(),
+        found,
+    })
 }
 
 /// Checks that the decoder `file` shows every layer that the configuration tells of, each numbered. Where

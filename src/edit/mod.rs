@@ -49,7 +49,7 @@ pub use form::{Cost, EditForm, FormChoice};
 pub use identity::{
     LayerIdentity, Match, Mismatch, ModelIdentity, check, identity, identity_in, identity_of,
 };
-pub use inspect::{FileReport, Inspection, MlpReport, check_layers, inspect, mlps};
+pub use inspect::{FileReport, Inspection, MlpReport, check_layers, check_vision, inspect, mlps};
 pub use norms::column_norms;
 pub use plan::{EditPlan, GraphEdit, MlpEdit, TensorEdit, gates_digest};
 pub use receipt::Receipt;

@@ -2,7 +2,7 @@
 //!
 //! In: a [`Bundle`], gates per layer, the identity of the model that they are for, and the form that is
 //! wanted. Out: an [`EditPlan`]: byte ranges to multiply, and for files whose graph must change the bytes
-//! to cut and put in. It covers every decoder file of the folder, or there is none; it was checked that
+//! to cut and put in. It covers every decoder file of the folder (and every vision encoder, if the gates are about that), or there is none; it was checked that
 //! the files hold the plan's model, and that nothing else in the folder uses the bytes.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::form::{Chosen, Cost, EditForm, FormChoice, Subject, choose};
 use super::identity::{self, LayerIdentity, ModelIdentity};
-use super::inspect::{check_layers, mlps};
+use super::inspect::{check_layers, check_vision, mlps};
 use super::receipt::Receipt;
 use super::recipe::{Changes, Failure, Place, Rewriter};
 use super::rewrite::{Change, Fault, Surgeon};
@@ -184,7 +184,7 @@ impl EditPlan {
                 choice,
             };
             match file.role {
-                Role::Decoder => {
+                Role::Decoder | Role::VisionEncoder => {
                     let changed = context.edits(&mlps, &gates)?;
                     weakened.extend(changed.mlps);
                     for (tensor, edit) in changed.edits {
@@ -194,7 +194,7 @@ impl EditPlan {
                     graphs.extend(changed.graph);
                 }
                 Role::Other => context.refuse_copies(&mlps, &gates)?,
-                Role::VisionEncoder | Role::EmbedTokens | Role::LmHead => {}
+                Role::EmbedTokens | Role::LmHead => {}
             }
         }
         let edits: Vec<TensorEdit> = edits.into_values().collect();
@@ -393,27 +393,51 @@ impl<'m> File<'_, 'm> {
         }
     }
 
-    /// The edits of a decoder file.
+    /// Whether the layers of `tower` are to be found in this file.
+    fn is_of(&self, tower: Tower) -> bool {
+        let role = match tower {
+            Tower::Vision if self.bundle.has(Role::VisionEncoder) => Role::VisionEncoder,
+            Tower::Projector => return false,
+            _ => Role::Decoder,
+        };
+        self.file.role == role
+    }
+
+    /// The same, and the plan is about them.
+    fn holds(&self, tower: Tower) -> bool {
+        self.is_of(tower) && self.identity.of_tower(tower).next().is_some()
+    }
+
+    /// The edits of a decoder file, or of a vision encoder's.
     fn edits(
         &self,
         mlps: &[Mlp<'m>],
         gates: &BTreeMap<LayerId, Arc<[f32]>>,
     ) -> Result<Changed<'m>, Error> {
-        check_layers(self.bundle, self.file, self.index, mlps)?;
+        if self.holds(Tower::Language) {
+            check_layers(self.bundle, self.file, self.index, mlps)?;
+        }
+        if self.holds(Tower::Vision) {
+            check_vision(self.file, self.index, mlps)?;
+        }
         let numbered: BTreeMap<LayerId, Vec<&Mlp<'m>>> = mlps
             .iter()
-            .filter(|mlp| mlp.tower == Tower::Language)
+            .filter(|mlp| self.holds(mlp.tower))
             .filter_map(|mlp| Some((mlp.id()?, mlp)))
             .fold(BTreeMap::new(), |mut layers, (layer, mlp)| {
                 layers.entry(layer).or_insert_with(Vec::new).push(mlp);
                 layers
             });
-        let expected: Vec<LayerId> = self.identity.layers.iter().map(|l| l.layer).collect();
+        let identity: Vec<&LayerIdentity> = (self.identity.layers.iter())
+            .filter(|layer| self.holds(layer.layer.tower()))
+            .collect();
+        let expected: Vec<LayerId> = identity.iter().map(|l| l.layer).collect();
         let found: Vec<LayerId> = numbered.keys().copied().collect();
         if expected != found {
             return Err(self.other_model(Mismatch::Layers { expected, found }));
         }
-        if let Some(layer) = gates.keys().find(|layer| !numbered.contains_key(layer)) {
+        let missing = |layer: &&LayerId| self.is_of(layer.tower()) && !numbered.contains_key(layer);
+        if let Some(layer) = gates.keys().find(missing) {
             return Err(Error::Layers {
                 file: self.file.relative.clone(),
                 expected: format!("layer {layer}, for which the plan has gates"),
@@ -421,7 +445,7 @@ impl<'m> File<'_, 'm> {
             });
         }
         let mut weakened = Vec::new();
-        for (layer, mlps) in self.identity.layers.iter().zip(numbered.values()) {
+        for (layer, mlps) in identity.into_iter().zip(numbered.values()) {
             for mlp in mlps {
                 identity::check_shape(layer, mlp.d_ff, mlp.d_model)
                     .map_err(|mismatch| self.other_model(mismatch))?;

@@ -172,7 +172,7 @@ impl Asked<'_> {
             answer: answer.to_owned(),
             ..self.sample.clone()
         };
-        let embedded = self.lvlm.embed_as(&sample, Form::WithAnswer)?;
+        let embedded = self.lvlm.embed_as(&sample, Form::WithAnswer, self.gates)?;
         generate::answer_tokens(self.decoder, &embedded, self.gates)
     }
 }

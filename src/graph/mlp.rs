@@ -272,6 +272,19 @@ pub fn number_by_order(mlps: &mut [Mlp<'_>], tower: Tower, expected: usize) {
     }
 }
 
+/// Numbers the MLPs of `tower` by their order in the graph, where some have no number or two have the
+/// same: a vision encoder of two parts counts each from 0. Along a residual stream every order of a graph
+/// is that of the layers.
+pub fn number_once(mlps: &mut [Mlp<'_>], tower: Tower) {
+    let mut found: Vec<&mut Mlp<'_>> = mlps.iter_mut().filter(|m| m.tower == tower).collect();
+    let numbers: HashSet<Option<usize>> = found.iter().map(|mlp| mlp.layer).collect();
+    if numbers.len() < found.len() || numbers.contains(&None) {
+        for (layer, mlp) in found.iter_mut().enumerate() {
+            mlp.layer = Some(layer);
+        }
+    }
+}
+
 /// Activation functions, as single operators or as the telling part of a chain (`Sigmoid` of SiLU,
 /// `Erf` and `Tanh` of GELU).
 pub(super) const ACTIVATIONS: &[&str] = &[

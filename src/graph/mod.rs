@@ -34,4 +34,7 @@ pub use index::{Index, NodeId, Origin, ScopeId};
 pub use layer::LayerId;
 pub use linear::{Linear, Linears, Weight};
 pub use mlp::{Gating, Hidden, Mlp, Refused, Site, Survey, Tower};
-pub use patch::{ANSWER_MASK, Moment, Outputs, Patch, gate_name, hidden_name, sum_name};
+pub use patch::{
+    ANSWER_MASK, Moment, Outputs, Patch, VISION_MASK, gate_name, hidden_name, positions_name,
+    sum_name,
+};

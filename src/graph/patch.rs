@@ -10,6 +10,9 @@
 //!     kvw.layers.L.gate [d_ff]
 //! ```
 //!
+//! That is a layer of the language model. No position of the vision encoder predicts a token: there every
+//! position counts, weighted by `vision_mask`, and a second output tells their number.
+//!
 //! In: a model, the MLPs to tap, and which [`Outputs`] are wanted. Out: a [`Patch`], a list of added
 //! nodes, inputs and outputs. [`Patch::apply`] gives the patched model, without the nodes,
 //! initializers and inputs that its outputs do not need: for coefficients alone that drops the
@@ -25,7 +28,7 @@ use super::branch::{self, Branch};
 use super::element_type;
 use super::index::{Index, NodeId, ScopeId};
 use super::rename::{names, rename};
-use super::{Error, LayerId, Mlp};
+use super::{Error, LayerId, Mlp, Tower};
 use crate::onnx::schema::tensor_shape_proto::dimension;
 use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, SparseTensorProto, TensorProto,
@@ -37,6 +40,17 @@ use crate::onnx::{DataType, ModelFile};
 /// Name of the added input: float32 `[B, T]`, the weight of each position in the sums. For the
 /// method it is 1 where the next token belongs to the answer, else 0.
 pub const ANSWER_MASK: &str = "answer_mask";
+
+/// Name of the added input: float32 `[1]` or `[positions]`, the weight of each position of the vision
+/// encoder in the sums of its layers, in the order in which its layers have them (all axes but the
+/// channels' flattened). One weight serves all positions.
+pub const VISION_MASK: &str = "vision_mask";
+
+/// Name of the added output that holds what the positions of `layer`, a layer of the vision encoder, weigh
+/// together: a float32 scalar.
+pub fn positions_name(layer: LayerId) -> String {
+    format!("kvw.layers.{layer}.positions")
+}
 
 /// Name of the added input that holds the gate of `layer`: float32 `[d_ff]`.
 pub fn gate_name(layer: LayerId) -> String {
@@ -67,8 +81,10 @@ pub enum Moment {
 /// What the patched graph shall compute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outputs {
-    /// The sums of this moment over the answer's tokens, and nothing else.
+    /// The sums of this moment over the counted positions, and nothing else.
     Sums(Moment),
+    /// The same, beside the model's own outputs: for the vision encoder, whose features are wanted too.
+    ModelAndSums(Moment),
     /// The raw hidden activations, and nothing else: for verification.
     Hidden,
     /// The model's own outputs (logits, key/value cache): for evaluation.
@@ -175,7 +191,8 @@ impl Patch {
         }
         let ports = model.graph().input.iter().chain(&model.graph().output);
         let mut names = ports.map(ValueInfoProto::name);
-        match names.find(|name| *name == ANSWER_MASK || name.starts_with(RESERVED)) {
+        let taken = |name: &&str| [ANSWER_MASK, VISION_MASK].contains(name);
+        match names.find(|name| taken(name) || name.starts_with(RESERVED)) {
             Some(name) => Err(format!("the model has an input or output '{name}' already")),
             None => Ok(()),
         }
@@ -186,7 +203,7 @@ impl Patch {
         let mut places = Vec::new();
         for site in &mlp.sites {
             let scope = site.hidden.reader.scope;
-            if scope != ScopeId::MAIN && self.outputs != Outputs::Model {
+            if scope != ScopeId::MAIN && !self.outputs.are_the_models() {
                 let branch = Branch::of_prompt(index, scope)?;
                 if *self.branch.get_or_insert(branch) != branch {
                     return Err("it stands in a branch of another If than other layers".into());
@@ -244,10 +261,13 @@ impl Patch {
         let renamed: HashMap<String, String> = renamed.collect();
         rename(graph, &renamed);
         let mut added = Vec::new();
-        if matches!(self.outputs, Outputs::Sums(_)) {
+        if self.outputs.moment().is_some() {
             graph
                 .input
                 .push(value_info(ANSWER_MASK, DataType::FLOAT, &[None, None]));
+            graph
+                .input
+                .push(value_info(VISION_MASK, DataType::FLOAT, &[None]));
             graph.initializer.push(int64s("kvw.flat", &[-1]));
             graph.initializer.push(int64s("kvw.column", &[-1, 1]));
             graph.initializer.push(int64s("kvw.first_axis", &[0]));
@@ -260,6 +280,11 @@ impl Patch {
                     "Reshape",
                     &["kvw.weights.flat", "kvw.column"],
                     "kvw.weights",
+                ),
+                node(
+                    "Reshape",
+                    &[VISION_MASK, "kvw.column"],
+                    "kvw.vision.weights",
                 ),
             ]);
         }
@@ -293,18 +318,24 @@ impl Patch {
             .append(&mut rebuilt.sparse_initializer);
         added.append(&mut graph.node);
         graph.node = added;
-        if let Outputs::Sums(_) = self.outputs {
-            let several = self.taps.iter().filter(|tap| tap.places.len() > 1);
-            graph.node.extend(several.map(|tap| {
-                let parts = (0..tap.places.len()).map(|number| tap.name(number, "partial_sum"));
-                let parts: Vec<String> = parts.collect();
-                let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
-                node("Sum", &parts, &sum_name(tap.layer))
-            }));
+        if self.outputs.moment().is_some() {
+            for tap in self.taps.iter().filter(|tap| tap.places.len() > 1) {
+                let mut add = |part: &str, total: String| {
+                    let parts = (0..tap.places.len()).map(|number| tap.name(number, part));
+                    let parts: Vec<String> = parts.collect();
+                    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+                    graph.node.push(node("Sum", &parts, &total));
+                };
+                add(PARTIAL_SUM, sum_name(tap.layer));
+                if tap.counts_itself() {
+                    add(PARTIAL_POSITIONS, positions_name(tap.layer));
+                }
+            }
         }
-        if self.outputs != Outputs::Model {
-            graph.output = self.added_outputs();
+        if !self.outputs.are_the_models() {
+            graph.output.clear();
         }
+        graph.output.extend(self.added_outputs());
         drop_unneeded(graph);
     }
 
@@ -320,7 +351,7 @@ impl Patch {
         let name = |suffix: &str| tap.name(number, suffix);
         let hidden = place.hidden.as_str();
         match self.outputs {
-            Outputs::Sums(moment) => {
+            Outputs::Sums(moment) | Outputs::ModelAndSums(moment) => {
                 let rows = self.channels_last(tap, number, place, nodes);
                 initializer.push(int64s(&name("rows_shape"), &[-1, tap.d_ff]));
                 nodes.push(node(
@@ -328,12 +359,21 @@ impl Patch {
                     &[&rows, &name("rows_shape")],
                     &name("all_rows"),
                 ));
-                nodes.push(node(
-                    "Gather",
-                    &[&name("all_rows"), "kvw.rows"],
-                    &name("rows"),
-                ));
-                nodes.push(cast(&name("rows"), &name("rows_float"), DataType::FLOAT));
+                let (counted, weights) = match tap.counts_itself() {
+                    true => {
+                        self.add_positions(tap, number, nodes);
+                        (name("all_rows"), "kvw.vision.weights")
+                    }
+                    false => {
+                        nodes.push(node(
+                            "Gather",
+                            &[&name("all_rows"), "kvw.rows"],
+                            &name("rows"),
+                        ));
+                        (name("rows"), "kvw.weights")
+                    }
+                };
+                nodes.push(cast(&counted, &name("rows_float"), DataType::FLOAT));
                 nodes.push(match moment {
                     Moment::Absolute => node("Abs", &[&name("rows_float")], &name("moment")),
                     Moment::Square => node(
@@ -342,14 +382,10 @@ impl Patch {
                         &name("moment"),
                     ),
                 });
-                nodes.push(node(
-                    "Mul",
-                    &[&name("moment"), "kvw.weights"],
-                    &name("weighted"),
-                ));
+                nodes.push(node("Mul", &[&name("moment"), weights], &name("weighted")));
                 let sum = match tap.places.len() {
                     1 => sum_name(tap.layer),
-                    _ => name("partial_sum"),
+                    _ => name(PARTIAL_SUM),
                 };
                 nodes.push(self.reduce_sum(&name("weighted"), &sum));
             }
@@ -391,6 +427,27 @@ impl Patch {
             });
         }
         gated
+    }
+
+    /// Adds what the positions of a place weigh together.
+    fn add_positions(&self, tap: &Tap, number: usize, nodes: &mut Vec<NodeProto>) {
+        let name = |suffix: &str| tap.name(number, suffix);
+        let total = match tap.places.len() {
+            1 => positions_name(tap.layer),
+            _ => name(PARTIAL_POSITIONS),
+        };
+        nodes.push(node("Shape", &[&name("all_rows")], &name("all_rows_shape")));
+        nodes.push(node(
+            "Gather",
+            &[&name("all_rows_shape"), "kvw.first_axis"],
+            &name("row_count"),
+        ));
+        nodes.push(node(
+            "Expand",
+            &[VISION_MASK, &name("row_count")],
+            &name("row_weights"),
+        ));
+        nodes.push(self.reduce_sum(&name("row_weights"), &total));
     }
 
     /// The name of `h` with its channels last.
@@ -436,21 +493,53 @@ impl Patch {
     }
 
     fn added_outputs(&self) -> Vec<ValueInfoProto> {
-        self.taps
-            .iter()
-            .map(|tap| match self.outputs {
-                Outputs::Hidden => ValueInfoProto {
+        let mut outputs = Vec::new();
+        for tap in &self.taps {
+            if self.outputs == Outputs::Hidden {
+                outputs.push(ValueInfoProto {
                     name: Some(hidden_name(tap.layer)),
                     r#type: Some(tensor_type(DataType::FLOAT, None)),
                     ..Default::default()
-                },
-                _ => value_info(&sum_name(tap.layer), DataType::FLOAT, &[Some(tap.d_ff)]),
-            })
-            .collect()
+                });
+            }
+            if self.outputs.moment().is_some() {
+                let sum = sum_name(tap.layer);
+                outputs.push(value_info(&sum, DataType::FLOAT, &[Some(tap.d_ff)]));
+                if tap.counts_itself() {
+                    let positions = positions_name(tap.layer);
+                    outputs.push(value_info(&positions, DataType::FLOAT, &[]));
+                }
+            }
+        }
+        outputs
     }
 }
 
+impl Outputs {
+    /// The moment whose sums are wanted.
+    pub fn moment(self) -> Option<Moment> {
+        match self {
+            Outputs::Sums(moment) | Outputs::ModelAndSums(moment) => Some(moment),
+            Outputs::Hidden | Outputs::Model => None,
+        }
+    }
+
+    /// Whether the model's own outputs are wanted.
+    fn are_the_models(self) -> bool {
+        matches!(self, Outputs::Model | Outputs::ModelAndSums(_))
+    }
+}
+
+/// How sums and numbers of positions are called where a layer stands in several places.
+const PARTIAL_SUM: &str = "partial_sum";
+const PARTIAL_POSITIONS: &str = "partial_positions";
+
 impl Tap {
+    /// Whether its positions are not those of tokens, so that it tells how many it counted.
+    fn counts_itself(&self) -> bool {
+        self.layer.tower() == Tower::Vision
+    }
+
     /// The name of a value that is added at the place `number`.
     fn name(&self, number: usize, suffix: &str) -> String {
         match number {
@@ -628,20 +717,28 @@ fn drop_unneeded(graph: &mut GraphProto) {
         .iter()
         .map(|output| output.name().to_owned())
         .collect();
-    // Nodes are in topological order, so one walk from the end sees every reader before its source.
-    let mut kept: Vec<NodeProto> = Vec::with_capacity(graph.node.len());
-    for node in std::mem::take(&mut graph.node).into_iter().rev() {
-        if node
-            .output
-            .iter()
-            .any(|output| needed.contains(output.as_str()))
-        {
-            names_read(&node, &mut needed);
-            kept.push(node);
-        }
+    // Nodes need not be in topological order: some converters put the casts of inputs at the end.
+    let mut by_output: HashMap<&str, usize> = HashMap::new();
+    for (index, node) in graph.node.iter().enumerate() {
+        by_output.extend(node.output.iter().map(|output| (output.as_str(), index)));
     }
-    kept.reverse();
-    graph.node = kept;
+    let mut kept = HashSet::new();
+    let mut waiting: Vec<String> = needed.iter().cloned().collect();
+    while let Some(name) = waiting.pop() {
+        let Some(&index) = by_output.get(name.as_str()) else {
+            continue;
+        };
+        let Some(node) = graph.node.get(index).filter(|_| kept.insert(index)) else {
+            continue;
+        };
+        let mut read = HashSet::new();
+        names_read(node, &mut read);
+        waiting.extend(read.into_iter().filter(|name| needed.insert(name.clone())));
+    }
+    let mut index = 0..;
+    graph
+        .node
+        .retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
     graph
         .initializer
         .retain(|tensor| needed.contains(tensor.name()));

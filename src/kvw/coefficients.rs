@@ -24,6 +24,8 @@ pub struct Coefficients {
     pub layers: BTreeMap<LayerId, LayerCoefficients>,
     /// Sum of the token weights.
     pub weight: FixedSum,
+    /// The same of layers that count other positions, see [`Sums::own_weights`].
+    pub own_weights: BTreeMap<LayerId, FixedSum>,
     /// Samples that were seen.
     pub samples: u64,
 }
@@ -41,6 +43,7 @@ impl Coefficients {
                 .map(|&(layer, d_ff)| (layer, empty(d_ff)))
                 .collect(),
             weight: FixedSum::default(),
+            own_weights: BTreeMap::new(),
             samples: 0,
         }
     }
@@ -52,6 +55,12 @@ impl Coefficients {
     pub fn add(&mut self, sums: &Sums, samples: u64, names: &str) -> Result<(), Error> {
         if sums.weight <= 0.0 {
             return Err(Error::NoAnswerToken {
+                samples: names.to_owned(),
+            });
+        }
+        let empty = |layer| sums.own_weights.get(layer).is_some_and(|&own| own <= 0.0);
+        if self.layers.keys().all(empty) {
+            return Err(Error::NoPosition {
                 samples: names.to_owned(),
             });
         }
@@ -80,6 +89,12 @@ impl Coefficients {
             .ok_or_else(|| Error::NoAnswerToken {
                 samples: names.to_owned(),
             })?;
+        for (&layer, &weight) in &sums.own_weights {
+            let total = self.own_weights.entry(layer).or_default();
+            *total = total.plus(weight).ok_or_else(|| Error::NoPosition {
+                samples: names.to_owned(),
+            })?;
+        }
         self.samples += samples;
         Ok(())
     }
@@ -113,13 +128,18 @@ impl Coefficients {
             }
         }
         self.weight = self.weight.merge(other.weight).ok_or_else(overflow)?;
+        for (&layer, &weight) in &other.own_weights {
+            let total = self.own_weights.entry(layer).or_default();
+            *total = total.merge(weight).ok_or_else(overflow)?;
+        }
         self.samples += other.samples;
         Ok(())
     }
 
-    /// The mean of `layer`, float64 `[d_ff]`.
+    /// The mean of `layer`, float64 `[d_ff]`; none where nothing of it was seen.
     pub fn mean(&self, layer: LayerId) -> Option<Array1<f64>> {
-        let weight = self.weight.value();
+        let weight = self.own_weights.get(&layer).unwrap_or(&self.weight);
+        let weight = Some(weight.value()).filter(|&weight| weight > 0.0)?;
         let layer = self.layers.get(&layer)?;
         Some(layer.sums.iter().map(|sum| sum.value() / weight).collect())
     }
@@ -197,6 +217,7 @@ mod tests {
             let sums = Sums {
                 layers: BTreeMap::from([(0.into(), Array1::from(value.to_vec()))]),
                 weight: 3.0,
+                ..Sums::default()
             };
             coefficients.add(&sums, 1, "sample").unwrap();
         }

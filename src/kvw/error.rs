@@ -27,6 +27,12 @@ pub enum Error {
         /// The samples.
         samples: String,
     },
+    /// The layers that are measured were run over nothing.
+    #[error("{samples}: expected a picture, found none: the vision encoder sees nothing else")]
+    NoPosition {
+        /// The samples.
+        samples: String,
+    },
     /// An activation is NaN or infinite.
     #[error(
         "{samples}: layer {layer}, neuron {neuron}: expected a finite activation, found {found}"
@@ -159,6 +165,9 @@ impl Error {
             Error::NothingWeakened { .. } => {
                 "raise --gamma, widen --layers, and check that the forget set is not part of the retain set"
                     .into()
+            }
+            Error::NoPosition { .. } => {
+                "leave out samples without a picture, or use --tower language or all".into()
             }
             Error::NoSuchLayer { .. } => "`kvw inspect` lists the model's layers".into(),
             Error::Coefficients { .. } => {

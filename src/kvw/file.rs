@@ -6,6 +6,10 @@
 //! | part of coefficients | the same, of some of the samples | also `part`: job, start, end, of ([`Part`]) |
 //! | plan | `layers.{l}.gate` float32 `[d_ff]`, cumulative | `format: "kvw-plan"`, `format_version`, rule, parameters, steps |
 //!
+//! A layer of the vision encoder is `layers.vision.{l}`, and has its own weight, `layers.vision.{l}.weight`.
+//! A file with such layers is of version 2, one without of version 1: a program that knows version 1 only
+//! refuses the first instead of reading half of it.
+//!
 //! Both hold a `provenance` object that this module carries and does not read. The metadata is *one*
 //! JSON string: safetensors writes a map of several in no fixed order, and the same inputs must give
 //! the same bytes.
@@ -23,12 +27,15 @@ use crate::files::json;
 use crate::files::map::map_file;
 use crate::files::safetensors::check_header;
 use crate::files::write_atomic;
-use crate::graph::{LayerId, Moment};
+use crate::graph::{LayerId, Moment, Tower};
 use crate::limits;
 
 /// The one metadata key.
 const KEY: &str = "kvw";
-const VERSION: u32 = 1;
+/// The version of files whose layers are all of the language model.
+const LANGUAGE_VERSION: u32 = 1;
+/// The version of the others.
+const VERSION: u32 = 2;
 const COEFFICIENTS: &str = "kvw-coefficients";
 const PLAN: &str = "kvw-plan";
 
@@ -98,7 +105,8 @@ fn save_sums(
         Data::int64(&[2], coefficients.weight.to_words().to_vec()),
     )];
     for (&layer, sums) in &coefficients.layers {
-        let mean = coefficients.mean(layer).unwrap_or_default();
+        let mean = coefficients.mean(layer);
+        let mean = mean.unwrap_or_else(|| ndarray::Array1::zeros(sums.sums.len()));
         let mean = mean.iter().map(|&value| as_f32(value)).collect();
         let words: Vec<i64> = sums.sums.iter().flat_map(|sum| sum.to_words()).collect();
         tensors.push((format!("layers.{layer}.coefficient"), Data::float(mean)));
@@ -107,13 +115,27 @@ fn save_sums(
             Data::int64(&[sums.sums.len(), 2], words),
         ));
     }
+    for (layer, weight) in &coefficients.own_weights {
+        tensors.push((
+            format!("layers.{layer}.weight"),
+            Data::int64(&[2], weight.to_words().to_vec()),
+        ));
+    }
     let content = CoefficientsHeader {
         moment: coefficients.moment,
         samples: coefficients.samples,
         tokens: coefficients.weight.value(),
         part,
     };
-    save(path, tensors, COEFFICIENTS, content, provenance, force)
+    let version = version(coefficients.layers.keys());
+    save(
+        path,
+        tensors,
+        (COEFFICIENTS, version),
+        content,
+        provenance,
+        force,
+    )
 }
 
 /// Writes a plan to `path`, whole or not at all.
@@ -136,7 +158,8 @@ pub fn save_plan(
         parameters: plan.parameters.clone(),
         steps: plan.steps,
     };
-    save(path, tensors, PLAN, content, provenance, force)
+    let version = version(plan.gates.keys());
+    save(path, tensors, (PLAN, version), content, provenance, force)
 }
 
 /// Reads coefficients and their provenance.
@@ -220,10 +243,25 @@ fn load_sums(path: &Path) -> Result<(Coefficients, Option<Part>, serde_json::Val
             .collect();
         layers.insert(layer, LayerCoefficients { sums });
     }
+    let mut own_weights = BTreeMap::new();
+    for (layer, name) in layer_tensors(&tensors, "weight") {
+        if let [low, high] = *int64s(path, &tensors, &name, &[2])? {
+            own_weights.insert(layer, FixedSum::from_words([low, high]));
+        }
+    }
+    let counts_itself = |layer: &&LayerId| layer.tower() != Tower::Language;
+    if !empty && !layers.keys().filter(counts_itself).eq(own_weights.keys()) {
+        return Err(format_error(
+            path,
+            "a weight 'layers.{l}.weight' of each vision layer, and of no other",
+            format!("those of {:?}", own_weights.keys().collect::<Vec<_>>()),
+        ));
+    }
     let coefficients = Coefficients {
         moment: content.moment,
         layers,
         weight,
+        own_weights,
         samples: content.samples,
     };
     Ok((coefficients, content.part, header.provenance))
@@ -282,6 +320,15 @@ pub fn load_plan(path: &Path) -> Result<(Plan, serde_json::Value), Error> {
         },
         header.provenance,
     ))
+}
+
+/// The version of a file with these layers.
+fn version<'l>(layers: impl IntoIterator<Item = &'l LayerId>) -> u32 {
+    let mut layers = layers.into_iter();
+    match layers.any(|layer| layer.tower() != Tower::Language) {
+        true => VERSION,
+        false => LANGUAGE_VERSION,
+    }
 }
 
 /// Rounds to float32, the precision of the files.
@@ -344,14 +391,14 @@ impl View for &Data {
 fn save<T: Serialize>(
     path: &Path,
     tensors: Vec<(String, Data)>,
-    format: &'static str,
+    (format, format_version): (&'static str, u32),
     content: T,
     provenance: serde_json::Value,
     force: bool,
 ) -> Result<(), Error> {
     let header = Header {
         format: format.into(),
-        format_version: VERSION,
+        format_version,
         tool_version: env!("CARGO_PKG_VERSION").into(),
         content,
         provenance,
@@ -408,10 +455,10 @@ fn parse<'a, T: for<'de> Deserialize<'de>>(
         .map_err(|error| format_error(path, format!("metadata '{KEY}' in JSON"), error))?;
     let kind: Kind = serde_json::from_str(&header)
         .map_err(|error| format_error(path, format!("metadata '{KEY}' with a format"), error))?;
-    if kind.format != format || kind.format_version != VERSION {
+    if kind.format != format || !(LANGUAGE_VERSION..=VERSION).contains(&kind.format_version) {
         return Err(format_error(
             path,
-            format!("format {format} version {VERSION}"),
+            format!("format {format} version {LANGUAGE_VERSION} or {VERSION}"),
             format!("{} version {}", kind.format, kind.format_version),
         ));
     }
@@ -419,10 +466,23 @@ fn parse<'a, T: for<'de> Deserialize<'de>>(
         .map_err(|error| format_error(path, format!("the metadata of {format}"), error))?;
     let tensors = SafeTensors::deserialize(bytes)
         .map_err(|error| format_error(path, "a safetensors file", error))?;
+    let layers = tensors.names().into_iter().filter_map(|name| {
+        let (layer, _) = name.strip_prefix("layers.")?.rsplit_once('.')?;
+        layer.parse::<LayerId>().ok()
+    });
+    let layers: Vec<LayerId> = layers.collect();
+    let expected = version(&layers);
+    if kind.format_version != expected {
+        return Err(format_error(
+            path,
+            format!("{format} version {expected} for these layers"),
+            format!("version {}", kind.format_version),
+        ));
+    }
     Ok((tensors, header))
 }
 
-/// The tensors `layers.{l}.{suffix}` with their layer.
+/// The tensors `layers.{l}.{suffix}` with their layer, in the order of layers.
 fn layer_tensors(tensors: &SafeTensors<'_>, suffix: &str) -> Vec<(LayerId, String)> {
     let mut found: Vec<_> = tensors
         .names()
@@ -488,6 +548,7 @@ mod tests {
                 },
             )]),
             weight: sum(7.0),
+            own_weights: BTreeMap::new(),
             samples: 3,
         }
     }

@@ -9,12 +9,15 @@ use ndarray::Array1;
 pub type Gates = BTreeMap<LayerId, Array1<f64>>;
 
 /// The moments of the hidden activations of one batch.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Sums {
     /// Per layer: the weighted sum over the batch's answer tokens, float32 `[d_ff]`.
     pub layers: BTreeMap<LayerId, Array1<f32>>,
     /// Sum of the token weights: for the method, the number of answer tokens.
     pub weight: f64,
+    /// Of layers that are not summed over the answer's tokens: the sum of the weights of their own
+    /// positions. 0 where the batch has none.
+    pub own_weights: BTreeMap<LayerId, f64>,
 }
 
 /// A model that can be asked for the moments of its hidden activations under given gates.

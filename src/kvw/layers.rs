@@ -153,6 +153,11 @@ impl TowerChoice {
         }
     }
 
+    /// How many layers each chosen tower is known to have, if the language model has `language`.
+    pub fn known_layers(self, language: Option<usize>) -> Option<usize> {
+        language.filter(|_| self == TowerChoice::Language)
+    }
+
     /// The choice that `layers` are the result of; `Language` for none.
     pub fn of(layers: impl IntoIterator<Item = LayerId>) -> TowerChoice {
         let towers: BTreeSet<Tower> = layers.into_iter().map(LayerId::tower).collect();

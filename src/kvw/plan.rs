@@ -1,5 +1,6 @@
 //! A plan: what is to be weakened, and by how much.
 
+use super::TowerChoice;
 use crate::graph::LayerId;
 use std::collections::BTreeMap;
 
@@ -36,6 +37,11 @@ pub struct PlanSummary {
 }
 
 impl Plan {
+    /// The towers that the plan is about.
+    pub fn towers(&self) -> TowerChoice {
+        TowerChoice::of(self.gates.keys().copied())
+    }
+
     /// Makes every gate whose magnitude is below `threshold` exactly 0, and says how many neurons that leaves
     /// without their knowledge vector. Such a gate cannot be divided out again.
     pub fn zero_below(&mut self, threshold: f32) -> usize {

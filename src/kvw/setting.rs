@@ -8,7 +8,9 @@ use std::collections::BTreeMap;
 use ndarray::Array1;
 use serde::Deserialize;
 
-use super::{Error, LayerRange, Options, Order, Parameters, Plan, Rule, RuleKind};
+use super::{
+    Error, LayerRange, Layers, Options, Order, Parameters, Plan, Rule, RuleKind, TowerChoice,
+};
 use crate::graph::LayerId;
 
 /// A rule and how the loop goes with it.
@@ -16,7 +18,7 @@ pub struct Setting {
     /// The rule.
     pub rule: Box<dyn Rule>,
     /// Layers to weaken.
-    pub layers: LayerRange,
+    pub layers: Layers,
     /// Samples per step.
     pub batch_size: usize,
     /// Passes over the forget set.
@@ -30,6 +32,8 @@ pub struct Setting {
 /// As `weaken` writes it into a plan.
 #[derive(Deserialize)]
 struct Stored {
+    #[serde(default)]
+    tower: TowerChoice,
     layers: LayerRange,
     batch_size: usize,
     epochs: usize,
@@ -57,7 +61,10 @@ impl Setting {
         };
         Ok(Setting {
             rule: RuleKind::named(&plan.rule)?.make(&stored.rule)?,
-            layers: stored.layers,
+            layers: Layers {
+                towers: stored.tower,
+                range: stored.layers,
+            },
             batch_size: stored.batch_size,
             epochs: stored.epochs,
             order,
@@ -69,7 +76,7 @@ impl Setting {
     /// where the setting does not ask for them.
     pub fn options(&self, norms: BTreeMap<LayerId, Array1<f64>>) -> Options {
         Options {
-            layers: self.layers,
+            layers: self.layers.range,
             batch_size: self.batch_size,
             epochs: self.epochs,
             order: self.order,

@@ -183,6 +183,7 @@ mod tests {
             let sample = Sums {
                 layers: BTreeMap::from([(4.into(), Array1::from(vec![value, value.sqrt()]))]),
                 weight: 3.0,
+                ..Sums::default()
             };
             sums.add(&sample, 1, "sample").unwrap();
         }

@@ -8,7 +8,7 @@ use ndarray::Array1;
 
 use super::coefficients::run;
 use super::forward::{Forward, Gates};
-use super::{Coefficients, Draws, Error, LayerRange, Plan, Rule};
+use super::{Coefficients, Draws, Error, LayerRange, Plan, Rule, TowerChoice};
 use crate::graph::LayerId;
 
 /// In which order the forget set is gone through. Order matters: on the models measured another
@@ -27,7 +27,7 @@ pub enum Order {
 /// The loop's options. Defaults are the authors', but for γ.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// Layers to weaken.
+    /// Layers to weaken, of those that the model gives.
     pub layers: LayerRange,
     /// Samples per step.
     pub batch_size: usize,
@@ -116,7 +116,7 @@ pub fn weaken<F: Forward>(
             .map(|(&layer, gates)| (layer, gates.iter().map(|&gate| as_f32(gate)).collect()))
             .collect(),
         rule: rule.name().to_owned(),
-        parameters: parameters(rule, options),
+        parameters: parameters(rule, options, means.keys().copied()),
         steps: index as u64,
     };
     if plan.gates.values().flatten().all(|&gate| gate == 1.0) {
@@ -177,6 +177,9 @@ fn retain_means(
             let mean = mean.ok_or_else(|| Error::Coefficients {
                 expected: format!("layer {layer} with {d_ff} neurons"),
                 found: match retain.layers.get(&layer) {
+                    Some(found) if found.sums.len() == d_ff => {
+                        "no position of it: no sample has an image".into()
+                    }
                     Some(found) => format!("{} neurons", found.sums.len()),
                     None => "no such layer".into(),
                 },
@@ -192,7 +195,10 @@ fn step_gates(
     forget: &BTreeMap<LayerId, Array1<f64>>,
 ) -> Result<Gates, Error> {
     let mut step = Gates::new();
-    for ((&layer, retain), forget) in retain.iter().zip(forget.values()) {
+    for (&layer, forget) in forget {
+        let Some(retain) = retain.get(&layer) else {
+            continue;
+        };
         let gates = rule.gates(layer, forget.view(), retain.view());
         let bad = gates.iter().enumerate().find(|(_, gate)| !gate.is_finite());
         if let Some((neuron, &found)) = bad {
@@ -224,9 +230,17 @@ fn fold(cumulative: &mut Gates, step: &Gates, norms: Option<&BTreeMap<LayerId, A
     }
 }
 
-fn parameters(rule: &dyn Rule, options: &Options) -> serde_json::Value {
+fn parameters(
+    rule: &dyn Rule,
+    options: &Options,
+    layers: impl Iterator<Item = LayerId>,
+) -> serde_json::Value {
     let mut parameters = rule.parameters();
     if let Some(map) = parameters.as_object_mut() {
+        let towers = TowerChoice::of(layers);
+        if towers != TowerChoice::default() {
+            map.insert("tower".into(), towers.to_string().into());
+        }
         map.insert("layers".into(), options.layers.to_string().into());
         map.insert("batch_size".into(), options.batch_size.into());
         map.insert("epochs".into(), options.epochs.into());
@@ -330,7 +344,11 @@ mod tests {
                 .enumerate()
                 .map(|(layer, sum)| (layer.into(), sum))
                 .collect();
-            Ok(Sums { layers, weight })
+            Ok(Sums {
+                layers,
+                weight,
+                ..Sums::default()
+            })
         }
     }
 

@@ -84,8 +84,9 @@ impl Job<'_> {
         decoder: &mut Decoder,
         mut progress: impl FnMut(usize),
     ) -> Result<Collected, Error> {
-        let empty = Coefficients::new(self.rule.moment(), decoder.layers());
-        let job = self.digest(decoder.layers())?;
+        let layers = model.layers(decoder);
+        let empty = Coefficients::new(self.rule.moment(), &layers);
+        let job = self.digest(&layers)?;
         let all = self.samples.len();
         let range = match self.shard {
             Some(shard) => shard.range(all, window(self.batch_size)),

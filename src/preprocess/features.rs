@@ -7,7 +7,7 @@ use ndarray::{Array3, ArrayView2};
 
 use super::{Error, ImageInputs, ImageKey, NamedTensor};
 
-/// What the vision encoder made of the images seen so far. The vision encoder does not depend on the gates, so one run
+/// What the vision encoder made of the images seen so far. As long as its own layers have no gates that change, one run
 /// of it per image serves a whole job; a job with more than `MAX_BYTES` of features starts over with
 /// an empty cache whenever that is full.
 #[derive(Debug, Default)]

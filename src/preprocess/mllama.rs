@@ -11,7 +11,7 @@
 
 #![warn(clippy::indexing_slicing)]
 
-use ndarray::{Array2, Array3, Array4, Array6, Axis, s};
+use ndarray::{Array1, Array2, Array3, Array4, Array6, Axis, s};
 
 use super::config::Json;
 use super::conversation::{TextProcessor, Turns};
@@ -22,6 +22,7 @@ use super::template::ChatTemplate;
 use super::tensors::{DecoderInput, NamedTensor};
 use super::{Error, Family, Form, ImageInputs, ModelDir, Prepared, tiles};
 use crate::dataset::{ImageSource, Sample};
+use crate::graph::VISION_MASK;
 
 /// More tiles are surely not meant: published models have 4.
 const MAX_TILES: usize = 64;
@@ -104,6 +105,9 @@ struct Tiling {
     settings: ImageSettings,
     tile: usize,
     max_tiles: usize,
+    /// Positions of the vision encoder for each tile: its patches and the class token, then those that fill
+    /// it up to a multiple of 8.
+    positions: (usize, usize),
 }
 
 impl Tiling {
@@ -118,8 +122,13 @@ impl Tiling {
                 &width.to_string(),
             ));
         }
+        let patch = model
+            .config()
+            .size_or("vision_config.patch_size", 14, tile)?;
+        let positions = (tile / patch).pow(2) + 1;
         let limit = (tiles::MAX_PIXELS / (tile * tile)).clamp(1, MAX_TILES);
         Ok(Self {
+            positions: (positions, positions.next_multiple_of(8) - positions),
             settings: ImageSettings::read_slow(model, config, Filter::Bilinear, HALF)?,
             tile,
             max_tiles: config.size_or("max_image_tiles", 4, limit)?,
@@ -127,7 +136,8 @@ impl Tiling {
     }
 
     /// `pixel_values` `[1, 1, max_tiles, 3, S, S]`, `aspect_ratio_ids` `[1, 1]` and `aspect_ratio_mask`
-    /// `[1, 1, max_tiles]`. Also the number of tiles that are not padding.
+    /// `[1, 1, max_tiles]`, and for statistics of the vision encoder its `vision_mask`. Also the number of
+    /// tiles that are not padding.
     fn cut(&self, source: &ImageSource) -> Result<(ImageInputs, usize), Error> {
         let loaded = self.settings.load(source)?;
         let (height, width, _) = loaded.pixels.dim();
@@ -145,6 +155,13 @@ impl Tiling {
         for (mut place, tile) in places.outer_iter_mut().zip(&tiles) {
             place.assign(&self.settings.normalize(*tile));
         }
+        let (real, padding) = self.positions;
+        let positions = (0..self.max_tiles).flat_map(|index| {
+            let weight = if index < tiles.len() { 1.0 } else { 0.0 };
+            let real = std::iter::repeat_n(weight, real);
+            real.chain(std::iter::repeat_n(0.0, padding))
+        });
+        let positions: Array1<f32> = positions.collect();
         let mask = (0..self.max_tiles).map(|index| i64::from(index < tiles.len()));
         let mask = Array3::from_shape_vec((1, 1, self.max_tiles), mask.collect());
         let geometry = ("mllama", tile, self.max_tiles);
@@ -154,6 +171,7 @@ impl Tiling {
                 NamedTensor::floats("pixel_values", pixel_values),
                 NamedTensor::integers("aspect_ratio_ids", Array2::from_elem((1, 1), id)),
                 NamedTensor::integers("aspect_ratio_mask", mask.unwrap_or_default()),
+                NamedTensor::floats(VISION_MASK, positions),
             ],
         };
         Ok((image, tiles.len()))

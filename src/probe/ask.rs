@@ -7,8 +7,7 @@ use super::{Material, PROBES};
 use crate::bundle::Bundle;
 use crate::dataset::Sample;
 use crate::eval::{EvaluatedSet, EvidenceSet, NotAsked, Role, Settings, evaluate};
-use crate::graph::Outputs;
-use crate::kvw::{Gates, LayerRange, Plan};
+use crate::kvw::{Gates, Plan};
 use crate::pipeline::{Error, Model, gates_of};
 use crate::runtime::{Decoder, Engine};
 
@@ -82,7 +81,8 @@ pub struct Asking<'a> {
 }
 
 impl<'a> Asking<'a> {
-    /// The model in `variant` (default: the most precise), and its decoder with every layer gated.
+    /// The model in `variant` (default: the most precise), and its decoder with every layer gated of the towers that
+    /// the plan is about.
     ///
     /// # Errors
     /// The model cannot be opened, or a sample cannot be prepared.
@@ -93,11 +93,11 @@ impl<'a> Asking<'a> {
     ) -> Result<(Model<'a>, Decoder), Error> {
         let samples: usize = asked.iter().map(|asked| asked.samples.len()).sum();
         let forwards = 2 * samples.saturating_mul(self.settings.generation.limit.tokens());
-        let model = Model::open(self.bundle, variant, self.engine, forwards)?;
+        let mut model = Model::open(self.bundle, variant, self.engine, forwards)?;
         for asked in asked {
             model.check_samples(&asked.samples)?;
         }
-        let gated = model.decoder(LayerRange::All, Outputs::Model, forwards)?;
+        let gated = model.gated(self.plan.towers(), forwards)?;
         Ok((model, gated))
     }
 

@@ -8,7 +8,6 @@ use super::people::{ByPerson, draw, split};
 use super::{Error, permuted};
 use crate::dataset::Sample;
 use crate::eval::{Control, ControlKind, Settings, Summary, evaluate};
-use crate::graph::Outputs;
 use crate::kvw::{Gates, Plan, Setting};
 use crate::pipeline::{self, Model, gates_of};
 use crate::runtime::Decoder;
@@ -26,7 +25,7 @@ pub struct Wanted {
 pub struct Controls<'a, 'm> {
     /// The untouched model.
     pub model: &'a mut Model<'m>,
-    /// Its decoder with every layer of the plan gated, open for [`Outputs::Model`].
+    /// Its decoder with every layer of the plan gated, open for [`crate::graph::Outputs::Model`].
     pub gated: &'a mut Decoder,
     /// The plan whose result is in question.
     pub plan: &'a Plan,
@@ -110,8 +109,8 @@ impl Controls<'_, '_> {
         let forwards = steps
             .saturating_mul(draws)
             .saturating_add(forget.len() + retain.len());
-        let outputs = Outputs::Sums(setting.rule.moment());
-        let mut weakening = self.model.decoder(setting.layers, outputs, forwards)?;
+        let moment = setting.rule.moment();
+        let mut weakening = self.model.measuring(setting.layers, moment, forwards)?;
         let collected = self.collect(&mut weakening, &setting, forget, retain)?;
         let norms = match setting.keep_norm {
             true => self.model.column_norms(setting.layers)?,

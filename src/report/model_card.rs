@@ -7,7 +7,7 @@ use super::markdown::{code, escape};
 use super::robustness::Robustness;
 use super::{Subject, number};
 use crate::eval::{EvidenceSet, Role, title};
-use crate::graph::LayerId;
+use crate::graph::{LayerId, Tower};
 
 /// The metrics that a card shows.
 const SHOWN: [&str; 5] = [
@@ -20,6 +20,28 @@ const SHOWN: [&str; 5] = [
 
 /// The models that a card shows.
 const ROLES: [Role; 4] = [Role::Before, Role::Model, Role::After, Role::Retrained];
+
+/// How many layers of which towers.
+fn described(layers: &std::collections::BTreeSet<LayerId>) -> String {
+    let of = |tower| {
+        layers
+            .iter()
+            .filter(move |layer| layer.tower() == tower)
+            .count()
+    };
+    let parts = [
+        (of(Tower::Language), "decoder layers"),
+        (of(Tower::Vision), "vision encoder layers"),
+    ];
+    let parts = parts.into_iter().filter(|&(count, _)| count > 0);
+    let parts: Vec<String> = parts
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    match parts.is_empty() {
+        true => "0 decoder layers".to_owned(),
+        false => parts.join(" and "),
+    }
+}
 
 /// The block, beginning with a heading.
 pub fn model_card(subject: &Subject<'_>) -> String {
@@ -37,9 +59,9 @@ pub fn model_card(subject: &Subject<'_>) -> String {
             .collect();
         let rule = receipt.plan.get("rule").and_then(|rule| rule.as_str());
         text += &format!(
-            "Weights of {} decoder layers in {} were weakened by [kvw](https://arxiv.org/abs/2601.21794) \
+            "Weights of {} in {} were weakened by [kvw](https://arxiv.org/abs/2601.21794) \
              {} (rule `{}`, plan `{:.12}`); all other bytes are those of the original.\n\n",
-            layers.len(),
+            described(&layers),
             files.join(", "),
             escape(&receipt.version),
             code(rule.unwrap_or("unknown")),

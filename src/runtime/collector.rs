@@ -1,7 +1,10 @@
-//! The instrumented decoder as the method's [`Forward`].
+//! The instrumented decoder, and where that is measured the vision encoder, as the method's [`Forward`].
 
+use std::collections::BTreeMap;
 use std::error::Error as StdError;
 use std::sync::Arc;
+
+use ndarray::Array1;
 
 use super::prefetch::{self, Prefetch};
 use super::{Decoder, Embedded, Error, Towers};
@@ -18,11 +21,17 @@ pub trait Embed {
     /// A name for messages.
     fn name<'a>(&self, sample: &'a Self::Sample) -> &'a str;
 
-    /// The decoder's inputs for the sample with its answer.
+    /// The decoder's inputs for the sample with its answer, on the model as `gates` leave what comes before
+    /// the decoder.
     ///
     /// # Errors
     /// The sample cannot be prepared, or a component of the model fails.
-    fn embed(&mut self, sample: &Self::Sample) -> Result<Embedded, Error>;
+    fn embed(&mut self, sample: &Self::Sample, gates: &Gates) -> Result<Embedded, Error>;
+
+    /// The layers before the decoder that are measured and gated, ascending, each with its `d_ff`.
+    fn layers(&self) -> &[(LayerId, usize)] {
+        &[]
+    }
 }
 
 /// A family's preprocessing with the model's towers: samples of (image, question, answer), or of
@@ -63,13 +72,18 @@ impl Lvlm {
         Made::of(&self.family, sample, Form::WithAnswer).map(|_| ())
     }
 
-    /// The decoder's inputs for a sample in either form.
+    /// The decoder's inputs for a sample in either form, on the model as `gates` leave the vision encoder.
     ///
     /// # Errors
     /// The sample cannot be prepared, or a component of the model fails.
-    pub fn embed_as(&mut self, sample: &Sample, form: Form) -> Result<Embedded, Error> {
+    pub fn embed_as(
+        &mut self,
+        sample: &Sample,
+        form: Form,
+        gates: &Gates,
+    ) -> Result<Embedded, Error> {
         let made = Made::of(&self.family, sample, form)?;
-        made.embed(&mut self.towers, self.weights, &sample.id)
+        made.embed(&mut self.towers, self.weights, &sample.id, gates)
     }
 
     /// Lets `f` embed samples with their answers, of which those in `order` are prepared on other threads
@@ -123,6 +137,7 @@ impl Made {
         towers: &mut Towers,
         weights: TokenWeights,
         id: &str,
+        gates: &Gates,
     ) -> Result<Embedded, Error> {
         match self {
             Made::Prepared(prepared) => {
@@ -131,7 +146,7 @@ impl Made {
                         prepared.answer_mask.iter().map(|&c| f32::from(c)).collect()
                     }
                 };
-                towers.prepare(prepared, answer_mask)
+                towers.prepare(prepared, answer_mask, gates)
             }
             Made::Ready(feed) => ready(feed, towers, id),
         }
@@ -140,6 +155,11 @@ impl Made {
 
 /// The inputs that a file held. Ids without embeddings are embedded, where the decoder takes those.
 fn ready(feed: Feed, towers: &mut Towers, id: &str) -> Result<Embedded, Error> {
+    if !towers.layers().is_empty() {
+        return Err(Error::ReadyFeatures {
+            sample: id.to_owned(),
+        });
+    }
     let inputs_embeds = match feed.inputs_embeds {
         Some(embeds) => Some(embeds),
         None => towers.embed(&feed.input_ids)?,
@@ -152,6 +172,7 @@ fn ready(feed: Feed, towers: &mut Towers, id: &str) -> Result<Embedded, Error> {
         position_ids: PositionIds::Unstated,
         answer_mask: feed.answer_mask,
         decoder_inputs: feed.others,
+        vision: BTreeMap::new(),
     })
 }
 
@@ -169,9 +190,13 @@ impl Embed for Ahead<'_> {
         &sample.id
     }
 
-    fn embed(&mut self, sample: &Sample) -> Result<Embedded, Error> {
+    fn embed(&mut self, sample: &Sample, gates: &Gates) -> Result<Embedded, Error> {
         let made = self.made.take(sample)?;
-        made.embed(self.towers, self.weights, &sample.id)
+        made.embed(self.towers, self.weights, &sample.id, gates)
+    }
+
+    fn layers(&self) -> &[(LayerId, usize)] {
+        self.towers.layers()
     }
 }
 
@@ -182,8 +207,12 @@ impl Embed for Lvlm {
         &sample.id
     }
 
-    fn embed(&mut self, sample: &Sample) -> Result<Embedded, Error> {
-        self.embed_as(sample, Form::WithAnswer)
+    fn embed(&mut self, sample: &Sample, gates: &Gates) -> Result<Embedded, Error> {
+        self.embed_as(sample, Form::WithAnswer, gates)
+    }
+
+    fn layers(&self) -> &[(LayerId, usize)] {
+        self.towers.layers()
     }
 }
 
@@ -191,23 +220,32 @@ impl Embed for Lvlm {
 pub struct Window<'a, E: Embed> {
     source: &'a mut E,
     embedded: Vec<(&'a E::Sample, Embedded)>,
+    /// What they were embedded under.
+    gates: Gates,
 }
 
 impl<'a, E: Embed> Window<'a, E> {
-    /// Embeds `samples`, each once.
+    /// Embeds `samples`, each once, on the model as `gates` leave it.
     ///
     /// # Errors
     /// The first sample that cannot be embedded, with its number.
     pub fn open(
         source: &'a mut E,
         samples: &'a [E::Sample],
+        gates: &Gates,
     ) -> Result<Window<'a, E>, (usize, Error)> {
         let mut embedded = Vec::with_capacity(samples.len());
         for (index, sample) in samples.iter().enumerate() {
-            let made = source.embed(sample).map_err(|error| (index, error))?;
+            let made = source
+                .embed(sample, gates)
+                .map_err(|error| (index, error))?;
             embedded.push((sample, made));
         }
-        Ok(Window { source, embedded })
+        Ok(Window {
+            source,
+            embedded,
+            gates: gates.clone(),
+        })
     }
 
     /// The samples by their number of tokens; those of equal length in their order.
@@ -228,16 +266,26 @@ impl<E: Embed> Embed for Window<'_, E> {
         self.source.name(sample)
     }
 
-    fn embed(&mut self, sample: &E::Sample) -> Result<Embedded, Error> {
+    fn embed(&mut self, sample: &E::Sample, gates: &Gates) -> Result<Embedded, Error> {
         let mut embedded = self.embedded.iter();
         match embedded.position(|(made_of, _)| std::ptr::eq(*made_of, sample)) {
-            Some(index) => Ok(self.embedded.swap_remove(index).1),
-            None => self.source.embed(sample),
+            Some(index) if *gates == self.gates => Ok(self.embedded.swap_remove(index).1),
+            _ => self.source.embed(sample, gates),
         }
+    }
+
+    fn layers(&self) -> &[(LayerId, usize)] {
+        self.source.layers()
     }
 }
 
-/// A decoder opened for [`crate::graph::Outputs::Sums`], fed by `source`.
+/// The sum of the answer tokens' weights.
+fn weight_of(batch: &[&Embedded]) -> f64 {
+    let weights = batch.iter().flat_map(|sample| &sample.answer_mask);
+    weights.map(|&weight| f64::from(weight)).sum()
+}
+
+/// A decoder opened for [`crate::graph::Outputs::Sums`], fed by `source`. One without layers is not run.
 pub struct Collector<'a, E> {
     /// Makes the inputs.
     pub source: &'a mut E,
@@ -249,7 +297,9 @@ impl<E: Embed> Forward for Collector<'_, E> {
     type Sample = E::Sample;
 
     fn layers(&self) -> Vec<(LayerId, usize)> {
-        self.decoder.layers().to_vec()
+        let mut layers = self.decoder.layers().to_vec();
+        layers.extend(self.source.layers());
+        layers
     }
 
     fn sample_name<'a>(&self, sample: &'a E::Sample) -> &'a str {
@@ -263,9 +313,26 @@ impl<E: Embed> Forward for Collector<'_, E> {
     ) -> Result<Sums, Box<dyn StdError + Send + Sync>> {
         let embedded = batch
             .iter()
-            .map(|sample| self.source.embed(sample))
+            .map(|sample| self.source.embed(sample, gates))
             .collect::<Result<Vec<_>, _>>()?;
         let batch: Vec<&Embedded> = embedded.iter().collect();
-        Ok(self.decoder.sums(&batch, gates)?)
+        let mut sums = match self.decoder.layers().is_empty() {
+            // Only the vision encoder is measured.
+            true => Sums {
+                weight: weight_of(&batch),
+                ..Sums::default()
+            },
+            false => self.decoder.sums(&batch, gates)?,
+        };
+        for &(layer, d_ff) in self.source.layers() {
+            let (mut sum, mut weight) = (Array1::zeros(d_ff), 0.0);
+            for seen in batch.iter().filter_map(|sample| sample.vision.get(&layer)) {
+                sum += &seen.sum;
+                weight += seen.weight;
+            }
+            sums.layers.insert(layer, sum);
+            sums.own_weights.insert(layer, weight);
+        }
+        Ok(sums)
     }
 }

@@ -22,7 +22,10 @@ use super::part::{Inputs, Part, Run, own_inputs};
 use super::tensor::to_floats;
 use super::{Embedded, Error};
 use crate::bundle::DecoderNames;
-use crate::graph::{ANSWER_MASK, LayerId, Mlp, Outputs, Patch, hidden_name, session, sum_name};
+use crate::graph::{
+    ANSWER_MASK, LayerId, Mlp, Outputs, Patch, Tower, hidden_name, positions_name, session,
+    sum_name,
+};
 use crate::kvw::{Gates, Sums};
 use crate::onnx::ModelFile;
 use crate::preprocess::{DecoderInput, NamedTensor};
@@ -168,6 +171,9 @@ impl Decoder {
                     None => one,
                     Some(mut total) => {
                         total.weight += one.weight;
+                        for (layer, weight) in one.own_weights {
+                            *total.own_weights.entry(layer).or_default() += weight;
+                        }
                         for (layer, sum) in one.layers {
                             total
                                 .layers
@@ -179,10 +185,7 @@ impl Decoder {
                     }
                 });
             }
-            return Ok(total.unwrap_or(Sums {
-                layers: BTreeMap::new(),
-                weight: 0.0,
-            }));
+            return Ok(total.unwrap_or_default());
         }
         self.sums_of(batch, gates)
     }
@@ -224,18 +227,27 @@ impl Decoder {
             source,
         };
         let outputs = self.prompt.session.run(inputs).map_err(fail)?;
-        let mut layers = BTreeMap::new();
+        let mut sums = Sums {
+            weight,
+            ..Sums::default()
+        };
+        let output = |name: String| {
+            let value = outputs.get(name.as_str()).ok_or_else(|| Error::Interface {
+                model: model.clone(),
+                expected: name,
+                found: "no such output".into(),
+            })?;
+            Ok::<_, Error>(to_floats(value).map_err(fail)?.1)
+        };
         for &(layer, _) in &self.layers {
-            let value = outputs
-                .get(sum_name(layer))
-                .ok_or_else(|| Error::Interface {
-                    model: model.clone(),
-                    expected: sum_name(layer),
-                    found: "no such output".into(),
-                })?;
-            layers.insert(layer, Array1::from(to_floats(value).map_err(fail)?.1));
+            sums.layers
+                .insert(layer, Array1::from(output(sum_name(layer))?));
+            if layer.tower() == Tower::Vision {
+                let weight = output(positions_name(layer))?.into_iter().map(f64::from);
+                sums.own_weights.insert(layer, weight.sum());
+            }
         }
-        Ok(Sums { layers, weight })
+        Ok(sums)
     }
 
     /// The raw hidden activations of one sample, by layer: float32 `[T, d_ff]`, before the gate. Needs

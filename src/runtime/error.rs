@@ -67,6 +67,14 @@ pub enum Error {
         /// A file of the model.
         model: String,
     },
+    /// The vision encoder is measured or weakened, and a sample does without it.
+    #[error(
+        "{sample}: expected a picture for the vision encoder, found ready-made inputs of the decoder"
+    )]
+    ReadyFeatures {
+        /// The sample.
+        sample: String,
+    },
     /// A prompt leaves no room for an answer.
     #[error(
         "{sample}: expected a prompt of fewer than {limit} tokens (max_length in \
@@ -118,6 +126,9 @@ impl Error {
             Error::NoVision { .. } => {
                 "leave `image` out of the samples, or add the vision encoder to the model's folder"
                     .into()
+            }
+            Error::ReadyFeatures { .. } => {
+                "ready-made inputs go with --tower language: what the vision encoder did is in them already".into()
             }
             Error::LongPrompt { .. } => {
                 "give the longest answer with --max-new-tokens, which does not count the prompt"

@@ -113,7 +113,7 @@ pub fn greedy(
     gates: &Gates,
     limit: Limit,
 ) -> Result<Generated, Error> {
-    let prompt = Prompt::of(lvlm, sample, limit)?;
+    let prompt = Prompt::of(lvlm, sample, gates, limit)?;
     let answers = together(lvlm, decoder, &[&prompt], gates)?;
     Ok(answers.into_iter().next().unwrap_or_default())
 }
@@ -134,7 +134,7 @@ pub fn greedy_each(
     let mut held = Vec::new();
     let mut tokens = 0;
     for (sample, limit) in questions {
-        let prompt = Prompt::of(lvlm, sample, *limit)?;
+        let prompt = Prompt::of(lvlm, sample, gates, *limit)?;
         if tokens + prompt.tokens() > MOST_TOKENS_HELD && !held.is_empty() {
             answers.extend(each(lvlm, decoder, &held, gates, batch)?);
             held.clear();
@@ -194,8 +194,8 @@ struct Prompt {
 }
 
 impl Prompt {
-    fn of(lvlm: &mut Lvlm, sample: &Sample, limit: Limit) -> Result<Prompt, Error> {
-        let embedded = lvlm.embed_as(sample, Form::Question)?;
+    fn of(lvlm: &mut Lvlm, sample: &Sample, gates: &Gates, limit: Limit) -> Result<Prompt, Error> {
+        let embedded = lvlm.embed_as(sample, Form::Question, gates)?;
         let most = limit.after(&embedded)?;
         Ok(Prompt { embedded, most })
     }

@@ -27,7 +27,9 @@ mod prefetch;
 mod tensor;
 mod towers;
 
-use ndarray::Array3;
+use std::collections::BTreeMap;
+
+use ndarray::{Array1, Array3};
 
 pub use collector::{Ahead, Collector, Embed, Lvlm, Window};
 pub use decoder::{Cache, Decoder, Token};
@@ -37,6 +39,7 @@ pub use error::Error;
 pub use locate::{Located, locate};
 pub use towers::Towers;
 
+use crate::graph::LayerId;
 use crate::preprocess::{DecoderInput, PositionIds};
 
 /// A sample as the decoder takes it.
@@ -56,4 +59,16 @@ pub struct Embedded {
     pub next_position: i64,
     /// What the decoder takes besides, by name; a decoder that does not ask for one is not given it.
     pub decoder_inputs: Vec<DecoderInput>,
+    /// What the vision encoder's layers were summed to on the sample's image, where they are measured and it
+    /// has one.
+    pub vision: BTreeMap<LayerId, VisionSum>,
+}
+
+/// A layer of the vision encoder, summed over an image's positions.
+#[derive(Clone, Debug, PartialEq)]
+pub struct VisionSum {
+    /// Float32 `[d_ff]`.
+    pub sum: Array1<f32>,
+    /// Sum of the positions' weights.
+    pub weight: f64,
 }

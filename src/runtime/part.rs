@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, Axis, concatenate, s};
+use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, Axis, aview1, concatenate, s};
 use ort::session::{Session, SessionInputValue};
 
 use super::engine::{Engine, Work};
@@ -15,7 +15,7 @@ use super::tensor::{Port, boolean, int64s};
 use super::{Embedded, Error};
 use crate::bundle::DecoderNames;
 use crate::graph::session::SessionModel;
-use crate::graph::{ANSWER_MASK, LayerId, gate_name};
+use crate::graph::{ANSWER_MASK, LayerId, VISION_MASK, gate_name};
 use crate::kvw::Gates;
 use crate::onnx::{ModelFile, graphs};
 use crate::preprocess::feeds::kind;
@@ -164,7 +164,8 @@ impl Part {
         layers: &[(LayerId, usize)],
         gates: &Gates,
     ) -> Result<Inputs<'static>, Error> {
-        let mut inputs = self.gates(layers, gates).map_err(|e| self.failed(e))?;
+        let mut inputs =
+            gate_values(|name| self.ports.get(name), layers, gates).map_err(|e| self.failed(e))?;
         let gated: Vec<String> = inputs.iter().map(|(name, _)| name.clone()).collect();
         for port in self.ports.values() {
             if port.name == ANSWER_MASK || gated.contains(&port.name) {
@@ -256,6 +257,8 @@ impl Part {
         match name {
             NUM_LOGITS_TO_KEEP => int64s(vec![], vec![run.keep]).map(Some),
             USE_CACHE_BRANCH => boolean(run.cached).map(Some),
+            // Every position counts alike, unless the sample says otherwise.
+            VISION_MASK => port.floats(aview1(&[1.0]).into_dyn()).map(Some),
             _ => Ok(None),
         }
     }
@@ -279,28 +282,6 @@ impl Part {
         port.zeros(&shape)
     }
 
-    fn gates(
-        &self,
-        layers: &[(LayerId, usize)],
-        gates: &Gates,
-    ) -> Result<Inputs<'static>, ort::Error> {
-        let mut inputs = Vec::with_capacity(layers.len());
-        for &(layer, d_ff) in layers {
-            let name = gate_name(layer);
-            let Some(port) = self.ports.get(&name) else {
-                continue;
-            };
-            #[allow(clippy::cast_possible_truncation)]
-            let gate: Array1<f32> = match gates.get(&layer) {
-                Some(gates) => gates.mapv(|gate| gate as f32),
-                None => Array1::ones(d_ff),
-            };
-            let value = port.floats(gate.view().into_dyn())?;
-            inputs.push((name, value));
-        }
-        Ok(inputs)
-    }
-
     fn unknown(&self, port: &Port, run: &Run) -> Error {
         let mut known = vec!["input_ids", "attention_mask", "position_ids"];
         known.extend(run.embeds.iter().map(|_| "inputs_embeds"));
@@ -313,6 +294,29 @@ impl Part {
             format!("values for {}", known.join(", ")),
         )
     }
+}
+
+/// The gates of `layers` as inputs, for those that have one; 1 where a layer is not weakened.
+pub(super) fn gate_values<'p>(
+    port: impl Fn(&str) -> Option<&'p Port>,
+    layers: &[(LayerId, usize)],
+    gates: &Gates,
+) -> Result<Inputs<'static>, ort::Error> {
+    let mut inputs = Vec::with_capacity(layers.len());
+    for &(layer, d_ff) in layers {
+        let name = gate_name(layer);
+        let Some(port) = port(&name) else {
+            continue;
+        };
+        #[allow(clippy::cast_possible_truncation)]
+        let gate: Array1<f32> = match gates.get(&layer) {
+            Some(gates) => gates.mapv(|gate| gate as f32),
+            None => Array1::ones(d_ff),
+        };
+        let value = port.floats(gate.view().into_dyn())?;
+        inputs.push((name, value));
+    }
+    Ok(inputs)
 }
 
 impl Run {

@@ -1,9 +1,11 @@
 //! What comes before the decoder: token embeddings and image features.
 //!
 //! In: token ids and an image's pixel values. Out: `inputs_embeds`, with the image features in place;
-//! what the model leaves to its decoder is handed on as it is. Neither depends on the gates, so an
-//! image is encoded once however often its sample is run.
+//! what the model leaves to its decoder is handed on as it is. Neither depends on the decoder's gates, so an
+//! image is encoded once however often its sample is run; and once more whenever gates of the vision
+//! encoder's own layers change ([`Towers::instrument`]).
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use ndarray::{Array2, Array3, ArrayD, Ix3, aview1, s};
@@ -11,9 +13,12 @@ use ort::session::Session;
 
 use super::engine::{Engine, Work};
 use super::kept_features::KeptFeatures;
+use super::part::gate_values;
 use super::tensor::{Port, to_floats};
-use super::{Embedded, Error, Token};
+use super::{Embedded, Error, Token, VisionSum};
 use crate::graph::session::{self, SessionModel};
+use crate::graph::{LayerId, Mlp, Outputs, Patch, VISION_MASK, positions_name, sum_name};
+use crate::kvw::Gates;
 use crate::onnx::{Limits, ModelFile};
 use crate::preprocess::{
     DecoderInput, FeatureCache, ImageInputs, NamedTensor, Prepared, TensorValue,
@@ -34,14 +39,22 @@ impl Component {
     fn open(engine: &Engine, path: &Path, work: Work) -> Result<(Component, SessionModel), Error> {
         let model = ModelFile::open(path, &Limits::default()).map_err(crate::graph::Error::from)?;
         let graph = session::encode(&model, model.proto().clone())?;
-        let session = engine.open(&graph, path, work)?;
+        Ok((Component::of(engine, &graph, path, work)?, graph))
+    }
+
+    fn of(
+        engine: &Engine,
+        graph: &SessionModel,
+        path: &Path,
+        work: Work,
+    ) -> Result<Component, Error> {
+        let session = engine.open(graph, path, work)?;
         let inputs = session.inputs().iter().filter_map(Port::of).collect();
-        let component = Component {
+        Ok(Component {
             model: path.to_owned(),
             session,
             inputs,
-        };
-        Ok((component, graph))
+        })
     }
 
     fn input(&self, names: &[&str]) -> Result<&Port, Error> {
@@ -130,8 +143,12 @@ impl Component {
 pub struct Towers {
     vision: Option<Component>,
     embed_tokens: Option<Component>,
+    /// What the vision encoder made of images under `gates`.
     features: FeatureCache,
-    /// Where features outlive the run.
+    /// Its layers that are measured and gated.
+    layers: Vec<(LayerId, usize)>,
+    gates: Gates,
+    /// Where features outlive the run; not those of an instrumented encoder.
     kept: Option<KeptFeatures>,
     image_token_id: Option<i64>,
     /// The names of the decoder's inputs: what is not put into embeddings must be one of them.
@@ -170,6 +187,8 @@ impl Towers {
             vision,
             embed_tokens: open(embed_tokens)?.map(|(component, _)| component),
             features: FeatureCache::default(),
+            layers: Vec::new(),
+            gates: Gates::new(),
             kept,
             image_token_id,
             decoder_takes: Vec::new(),
@@ -182,6 +201,51 @@ impl Towers {
     pub fn with_decoder_inputs(mut self, names: Vec<String>) -> Towers {
         self.decoder_takes = names;
         self
+    }
+
+    /// Opens the vision encoder, the file `model`, once more: with `mlps` gated, and summed where `outputs`
+    /// asks for that beside the model's own outputs.
+    ///
+    /// # Errors
+    /// An MLP cannot be instrumented, or ONNX Runtime refuses the model.
+    pub fn instrument(
+        &mut self,
+        engine: &Engine,
+        model: &ModelFile,
+        mlps: &[&Mlp<'_>],
+        outputs: Outputs,
+        work: Work,
+    ) -> Result<(), Error> {
+        let patch = Patch::plan(model, mlps, outputs)?;
+        let graph = session::encode(model, patch.apply(model))?;
+        // Not two sessions at a time.
+        self.vision = None;
+        self.kept = None;
+        self.vision = Some(Component::of(engine, &graph, model.path(), work)?);
+        self.layers = patch.layers();
+        self.features = FeatureCache::default();
+        self.gates = Gates::new();
+        Ok(())
+    }
+
+    /// The vision encoder's layers that are measured and gated, ascending, each with its `d_ff`. None where
+    /// it is a part of the decoder's graph.
+    pub fn layers(&self) -> &[(LayerId, usize)] {
+        &self.layers
+    }
+
+    /// Takes over those of `gates` that are the vision encoder's own. Others than before: what is kept of
+    /// images is no longer true.
+    fn set_gates(&mut self, gates: &Gates) {
+        let own = self.layers.iter().filter_map(|&(layer, _)| {
+            let gates = gates.get(&layer)?;
+            Some((layer, gates.clone()))
+        });
+        let own: Gates = own.collect();
+        if own != self.gates {
+            self.gates = own;
+            self.features = FeatureCache::default();
+        }
     }
 
     /// `tensors` as inputs of the decoder.
@@ -246,13 +310,25 @@ impl Towers {
         let Some(component) = &mut self.vision else {
             return Err(self.no_vision());
         };
-        let mut inputs = Vec::with_capacity(component.inputs.len());
-        for port in &component.inputs {
+        let fail = |source| Error::Run {
+            model: component.model.clone(),
+            source,
+        };
+        let named = |name: &str| component.inputs.iter().find(|port| port.name == name);
+        let mut inputs = gate_values(named, &self.layers, &self.gates).map_err(fail)?;
+        let gated: Vec<String> = inputs.iter().map(|(name, _)| name.clone()).collect();
+        for port in (component.inputs.iter()).filter(|port| !gated.contains(&port.name)) {
             let tensor = tensors.iter().find(|tensor| {
                 let aliases = ALIASES.iter().find(|(name, _)| *name == tensor.name);
                 port.name == tensor.name
                     || aliases.is_some_and(|(_, names)| names.contains(&port.name.as_str()))
             });
+            if port.name == VISION_MASK && tensor.is_none() {
+                // Every position counts alike.
+                let mask = port.floats(aview1(&[1.0]).into_dyn()).map_err(fail)?;
+                inputs.push((port.name.clone(), mask));
+                continue;
+            }
             let Some(tensor) = tensor else {
                 let made: Vec<_> = tensors.iter().map(|tensor| tensor.name.as_str()).collect();
                 return Err(Error::Interface {
@@ -261,10 +337,7 @@ impl Towers {
                     found: format!("'{}'", port.name),
                 });
             };
-            let value = port.value(&tensor.value).map_err(|source| Error::Run {
-                model: component.model.clone(),
-                source,
-            })?;
+            let value = port.value(&tensor.value).map_err(fail)?;
             inputs.push((port.name.clone(), value));
         }
         component.run(inputs)
@@ -299,7 +372,28 @@ impl Towers {
             })
     }
 
-    /// The decoder's input for a prepared sample, with the weight of each position in the statistics.
+    /// What the vision encoder's layers were summed to, among its outputs.
+    fn sums_in(&self, outputs: &[NamedTensor]) -> BTreeMap<LayerId, VisionSum> {
+        let numbers = |name: String| {
+            let found = outputs.iter().find(|tensor| tensor.name == name);
+            match &found?.value {
+                TensorValue::Floats(array) => Some(array.iter().copied().collect::<Vec<f32>>()),
+                _ => None,
+            }
+        };
+        let sums = self.layers.iter().filter_map(|&(layer, _)| {
+            let weight = numbers(positions_name(layer))?;
+            let sum = VisionSum {
+                sum: numbers(sum_name(layer))?.into(),
+                weight: weight.into_iter().map(f64::from).sum(),
+            };
+            Some((layer, sum))
+        });
+        sums.collect()
+    }
+
+    /// The decoder's input for a prepared sample, with the weight of each position in the statistics, on the
+    /// model as `gates` leave the vision encoder.
     ///
     /// # Errors
     /// A component fails, or the features do not fit the image tokens.
@@ -307,7 +401,10 @@ impl Towers {
         &mut self,
         prepared: Prepared,
         answer_mask: Vec<f32>,
+        gates: &Gates,
     ) -> Result<Embedded, Error> {
+        self.set_gates(gates);
+        let mut vision = BTreeMap::new();
         let mut decoder_inputs = prepared.decoder_inputs;
         let mut features = None;
         if let Some(image) = &prepared.image {
@@ -315,6 +412,7 @@ impl Towers {
                 decoder_inputs.extend(self.handed_on(&image.tensors)?);
             } else {
                 let outputs = self.cached(image)?;
+                vision = self.sums_in(&outputs);
                 match self.image_token_id {
                     Some(_) if self.embed_tokens.is_some() => features = Some(self.rows(outputs)?),
                     _ => decoder_inputs.extend(self.handed_on(&outputs)?),
@@ -341,6 +439,7 @@ impl Towers {
             position_ids: prepared.position_ids,
             next_position: prepared.next_position,
             decoder_inputs,
+            vision,
         })
     }
 

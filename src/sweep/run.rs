@@ -22,7 +22,7 @@ use crate::dataset::{Dataset, Sample};
 use crate::eval::{Settings, Summary, evaluate, set_names};
 use crate::files::Sha256;
 use crate::graph::Outputs;
-use crate::kvw::{self, Coefficients, Gates, LayerRange, Order, RuleKind};
+use crate::kvw::{self, Coefficients, Gates, LayerRange, Layers, Order, RuleKind, TowerChoice};
 use crate::pipeline::{self, Model, check_different, gates_of};
 use crate::runtime::{Decoder, Engine, generate, memory};
 
@@ -43,6 +43,8 @@ pub struct Job<'a> {
     pub retain: &'a Dataset,
     /// Further sets to evaluate, by name.
     pub others: &'a [(String, Dataset)],
+    /// The towers whose layers are weakened.
+    pub tower: TowerChoice,
     /// Samples per weakening step.
     pub batch_size: usize,
     /// Passes over the forget set.
@@ -236,7 +238,7 @@ impl Job<'_> {
     }
 
     fn binding(&self, model: &Model<'_>) -> Result<Binding, Error> {
-        let identity = serde_json::to_vec(&model.identity()?).unwrap_or_default();
+        let identity = serde_json::to_vec(&model.identity_of(self.tower)?).unwrap_or_default();
         let runtime = self.engine.describe();
         let runtime = |key: &str| match runtime.get(key) {
             Some(serde_json::Value::String(text)) => text.clone(),
@@ -258,6 +260,9 @@ impl Job<'_> {
             ("onnxruntime".into(), runtime("onnxruntime")),
             ("device".into(), runtime("device")),
         ]);
+        if self.tower != TowerChoice::Language {
+            binding.insert("tower".into(), self.tower.to_string());
+        }
         if let Some(length) = self.generation.limit.length() {
             binding.insert("max_length".into(), length.to_string());
         }
@@ -323,13 +328,16 @@ impl<'a> Worker<'a> {
             axis: "layers".into(),
         })?;
         let moment = job.rule.make(&first.parameters)?.moment();
-        let layers = union(points);
+        let layers = Layers {
+            towers: job.tower,
+            range: union(points),
+        };
         let private_before = memory::private();
         let (weakening, answering) = job.forwards(points.len());
-        let model = Model::open(job.bundle, job.variant, job.engine, answering)?;
+        let mut model = Model::open(job.bundle, job.variant, job.engine, answering)?;
         Ok(Worker {
             job,
-            weakening: model.decoder(layers, Outputs::Sums(moment), weakening)?,
+            weakening: model.measuring(layers, moment, weakening)?,
             answering: model.decoder(layers, Outputs::Model, answering)?,
             model,
             private_before,
@@ -342,7 +350,7 @@ impl<'a> Worker<'a> {
         for (_, set) in self.job.sets() {
             self.model.check_samples(&set.samples)?;
         }
-        let layers = self.weakening.layers();
+        let layers = self.model.layers(&self.weakening);
         for point in points {
             let layers = layers.iter().map(|&(layer, _)| layer);
             point
@@ -378,7 +386,10 @@ impl<'a> Worker<'a> {
             epochs: self.job.epochs,
             order: self.job.order,
             keep_norm: match self.job.keep_norm {
-                true => Some(self.model.column_norms(point.layers)?),
+                true => Some(self.model.column_norms(Layers {
+                    towers: self.job.tower,
+                    range: point.layers,
+                })?),
                 false => None,
             },
         };

@@ -68,6 +68,11 @@ impl Tensors {
         Some(ArrayD::from_shape_vec(tensor.shape(), of(tensor.data())).unwrap())
     }
 
+    pub fn has(&self, name: &str) -> bool {
+        let file = SafeTensors::deserialize(&self.0).unwrap();
+        file.tensor(name).is_ok()
+    }
+
     pub fn floats(&self, name: &str) -> ArrayD<f32> {
         self.get(name, floats)
             .unwrap_or_else(|| panic!("no {name}"))
@@ -180,7 +185,7 @@ impl Embed for Exact {
         &sample.id
     }
 
-    fn embed(&mut self, sample: &ExactSample) -> Result<Embedded, runtime::Error> {
+    fn embed(&mut self, sample: &ExactSample, _gates: &Gates) -> Result<Embedded, runtime::Error> {
         let mut inputs_embeds = self.towers.embed(&sample.input_ids)?.unwrap();
         let features = self.towers.image_features(&sample.image)?;
         merge_image_features(
@@ -199,6 +204,7 @@ impl Embed for Exact {
             answer_mask: next.map(|&l| if l == -100 { 0.0 } else { 1.0 }).collect(),
             next_position: i64::try_from(sample.input_ids.len()).unwrap(),
             decoder_inputs: Vec::new(),
+            vision: BTreeMap::new(),
         })
     }
 }
@@ -317,6 +323,7 @@ pub fn float16_samples() -> Vec<Embedded> {
                 answer_mask: vec![1.0; tokens],
                 next_position: i64::try_from(tokens).unwrap(),
                 decoder_inputs: Vec::new(),
+                vision: BTreeMap::new(),
             }
         })
         .collect()

@@ -1,6 +1,7 @@
 """What a family's file says, and what it says if it says nothing."""
 
 import json
+import re
 
 import numpy as np
 import torch
@@ -85,6 +86,15 @@ class Family:
 
     def down_projections(self, model):
         return [layer.mlp.down_proj for layer in self.language_model(model).layers]
+
+    def vision_down_projections(self, model):
+        """The last linear layers of the vision encoder's MLPs, in the order in which they are run."""
+        name = re.compile(r".*(?:visual|vision)\w*\..*\b(?:layers|blocks|layer)\.\d+\.mlp\.(?:fc2|linear_fc2|down_proj)")
+        return [module for path, module in model.named_modules() if name.fullmatch(path) and "language" not in path]
+
+    def vision_positions(self, model, inputs, rows):
+        """Which of the vision encoder's positions count: all but padding."""
+        return slice(None)
 
     def messages(self, sample, image, with_answer):
         content = ([{"type": "image"}] if image else []) + [{"type": "text", "text": sample["question"]}]

@@ -13,7 +13,8 @@ tokenizer and processor, all of transformers' own classes, and its vision encode
                                              (by the image processor that AutoProcessor picks, and by the other of the slow
                                              and the fast one), further decoder inputs, the greedy answer
   fixtures/families/NAME/coefficients.safetensors   per sample and layer: mean of |h| over the positions that predict an answer
-                                             token, by hooks on the PyTorch model
+                                             token, by hooks on the PyTorch model; of vision encoder layers (`vision.N`)
+                                             over all positions of the sample's image
 
 Deterministic: the same versions write the same bytes. `phi3_v` needs code that is in no package; its file says which.
 """
@@ -122,9 +123,12 @@ class Hooks:
     """Notes, during a forward pass, each MLP's hidden activation and the position ids of the decoder."""
 
     def __init__(self, family, model):
-        self.hidden, self.positions = {}, None
-        for layer, projection in enumerate(family.down_projections(model)):
-            projection.register_forward_pre_hook(lambda _, inputs, layer=layer: self.hidden.update({layer: inputs[0]}))
+        self.hidden, self.vision, self.positions = {}, {}, None
+        for seen, projections in ((self.hidden, family.down_projections), (self.vision, family.vision_down_projections)):
+            for layer, projection in enumerate(projections(model)):
+                projection.register_forward_pre_hook(
+                    lambda _, inputs, layer=layer, seen=seen: seen.update({layer: inputs[0]})
+                )
         family.rotary_embedding(model).register_forward_pre_hook(self._rotary, with_kwargs=True)
 
     def _rotary(self, _module, inputs, named):
@@ -153,6 +157,7 @@ def write_goldens(family, folder, model):
         ids = inputs["input_ids"][0].tolist()
         tokens = family.answer_tokens(recorder, sample["answer"], ids)
         assert tokens and tokens == list(range(tokens[0], tokens[-1] + 1)), sample["id"]
+        hooks.vision.clear()
         family.forward(model, inputs)
         positions = hooks.positions if hooks.positions.dim() == 3 else hooks.positions[None]
         golden["with_answer"] = {"input_ids": ids, "position_ids": positions[:, 0].tolist(), "answer_tokens": tokens}
@@ -162,6 +167,11 @@ def write_goldens(family, folder, model):
             mean = hidden[0, predicting].float().abs().double().mean(0).float()
             assert torch.isfinite(mean).all() and (mean > 0).all()
             coefficients[f"{sample['id']}.{layer}"] = mean.numpy()
+        for layer, hidden in hooks.vision.items():
+            rows = hidden.reshape(-1, hidden.shape[-1])
+            mean = rows[family.vision_positions(model, inputs, len(rows))].abs().double().mean(0).float()
+            assert torch.isfinite(mean).all() and (mean > 0).all()
+            coefficients[f"{sample['id']}.vision.{layer}"] = mean.numpy()
         made = [name for name in family.image_inputs if name in inputs]
         golden["image"] = {name: digest(inputs[name], family.inexact.get(name)) for name in made}
         if other and image:

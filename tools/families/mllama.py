@@ -98,6 +98,11 @@ class Mllama(Family):
         axes = {name: axes for name in self.image_inputs} | {self.vision_output: {0: "batch_size", 1: "num_states"}}
         return VisionEncoder(model), inputs, self.image_inputs, axes
 
+    def vision_positions(self, model, inputs, rows):
+        """The tiles that are there, without what fills each up to a multiple of 8 positions."""
+        positions = torch.arange(rows // TILES) < (TILE // PATCH) ** 2 + 1
+        return (inputs["aspect_ratio_mask"].reshape(-1, 1).bool() & positions).reshape(-1)
+
     def cached_layers(self, model):
         return [layer for layer in range(LAYERS) if layer != CROSS]
 
