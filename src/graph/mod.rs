@@ -6,7 +6,8 @@
 //! 3. [`mlp::find`]: the MLPs, by topology;
 //! 4. [`Patch`]: added outputs (coefficients) and inputs (gates), as a value that is checked, printed
 //!    and only then applied;
-//! 5. [`session`]: the patched model as a few kilobytes that refer to the weights where they lie.
+//! 5. [`session`]: the patched model as a few kilobytes that refer to the weights where they lie;
+//!    [`widen`]: where those are float16 and many, converted one at a time.
 //!
 //! Promised: nothing here changes a file, and a graph that is not understood is left out or refused
 //! by name, never guessed at.
@@ -23,6 +24,7 @@ pub mod mlp;
 mod patch;
 mod rename;
 pub mod session;
+pub mod widen;
 
 pub use bypass::{Bias, Rounding, Up};
 pub use element_type::of_hidden as hidden_type;

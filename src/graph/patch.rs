@@ -656,7 +656,7 @@ pub(super) fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
     }
 }
 
-fn cast(input: &str, output: &str, to: DataType) -> NodeProto {
+pub(super) fn cast(input: &str, output: &str, to: DataType) -> NodeProto {
     let mut cast = node("Cast", &[input], output);
     cast.attribute.push(integer("to", i64::from(to.code())));
     cast
