@@ -1,7 +1,7 @@
 """A Qwen2-VL-shaped model with random weights, to measure with.
 
     pip install -r tools/bench/requirements.txt
-    python tools/bench/make_model.py FOLDER
+    python tools/bench/make_model.py FOLDER [--size 7b --float16 --sparse]
 
 writes to FOLDER, in the layout of transformers.js:
     config.json
@@ -12,6 +12,9 @@ writes to FOLDER, in the layout of transformers.js:
 float32, the widths of Qwen2-0.5B and its vocabulary. 18 layers: the fewest that make a decoder of 0.4 B
 parameters. Operators are those of a traced export (opset 17, no fused ones). The weights are normal, scaled by
 1/sqrt(fan in), so that activations stay of order 1; same seed, same bytes.
+
+`--size 7b` has Qwen2-VL-7B's widths and 28 layers, `--float16` the type of most exports of that size, with norms in float32 as
+those have them. `--sparse` leaves the weights zero and takes no room on the disk: for measuring memory.
 """
 
 import argparse
@@ -24,8 +27,18 @@ import onnx
 from onnx import TensorProto, helper
 
 SEED = 20261123
-D_MODEL, D_FF, HEADS, KV_HEADS, HEAD, VOCABULARY = 896, 4864, 14, 2, 64, 151936
-SECTIONS = [8, 12, 12]  # mRoPE: frequencies of time, height, width
+SIZES = {
+    "0.5b": {
+        "D_MODEL": 896, "D_FF": 4864, "HEADS": 14, "KV_HEADS": 2, "HEAD": 64, "VOCABULARY": 151936, "LAYERS": 18,
+        "SECTIONS": [8, 12, 12],  # mRoPE: frequencies of time, height, width
+    },
+    "7b": {
+        "D_MODEL": 3584, "D_FF": 18944, "HEADS": 28, "KV_HEADS": 4, "HEAD": 128, "VOCABULARY": 152064, "LAYERS": 28,
+        "SECTIONS": [16, 24, 24],
+    },
+}  # fmt: skip
+globals().update(SIZES["0.5b"])
+FLOAT, NUMPY_FLOAT, SPARSE = TensorProto.FLOAT, np.float32, False
 THETA = 1e6
 OPSET = 17
 
@@ -51,25 +64,32 @@ class Graph:
 
     def weight(self, name, shape, scale):
         """Random weights: the bytes depend on the name and the seed, not on the order."""
-        values = np.random.default_rng([SEED, *name.encode()]).standard_normal(shape, dtype=np.float32)
-        values *= np.float32(scale)
+        length = math.prod(shape) * np.dtype(NUMPY_FLOAT).itemsize
         self.data.write(b"\0" * (-self.data.tell() % 4096))
-        tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape)
+        tensor = TensorProto(name=name, data_type=FLOAT, dims=shape)
         tensor.data_location = TensorProto.EXTERNAL
         for key, value in [
             ("location", Path(f"{self.path}_data").name),
             ("offset", self.data.tell()),
-            ("length", values.nbytes),
+            ("length", length),
         ]:
             tensor.external_data.add(key=key, value=str(value))
-        values.tofile(self.data)
+        if SPARSE:
+            self.data.truncate(self.data.seek(length, 1))
+        else:
+            values = np.random.default_rng([SEED, *name.encode()]).standard_normal(shape, dtype=np.float32)
+            (values * np.float32(scale)).astype(NUMPY_FLOAT).tofile(self.data)
         self.initializers.append(tensor)
-        self.parameters += values.size
+        self.parameters += math.prod(shape)
         return name
+
+    def cast(self, x, name, to):
+        """`x` as `to`, where that is another type than the model's."""
+        return self.node("Cast", [x], name, to=to) if FLOAT != TensorProto.FLOAT else x
 
     def norm_weight(self, name):
         self.parameters += D_MODEL
-        return self.constant(name, np.ones(D_MODEL), np.float32)
+        return self.constant(name, np.ones(D_MODEL), NUMPY_FLOAT)
 
     def linear(self, x, module, fan_in, fan_out, bias=False, scale=1.0):
         """`x · W`, with W `[in, out]` as traced exports store it."""
@@ -81,10 +101,11 @@ class Graph:
 
     def rms_norm(self, x, module):
         path = "/" + module.replace(".", "/")
+        x = self.cast(x, f"{path}/Cast", TensorProto.FLOAT)
         square = self.node("Pow", [x, "two"], f"{path}/Pow")
         mean = self.node("ReduceMean", [square], f"{path}/ReduceMean", axes=[-1])
         root = self.node("Sqrt", [self.node("Add", [mean, "epsilon"], f"{path}/Add")], f"{path}/Sqrt")
-        normal = self.node("Div", [x, root], f"{path}/Div")
+        normal = self.cast(self.node("Div", [x, root], f"{path}/Div"), f"{path}/Cast_1", FLOAT)
         return self.node("Mul", [self.norm_weight(f"{module}.weight"), normal], f"{path}/Mul")
 
     def save(self, inputs, outputs):
@@ -103,9 +124,9 @@ def decoder(path, layers):
     g = Graph(path)
     g.constant("two", 2.0, np.float32)
     g.constant("epsilon", 1e-6, np.float32)
-    g.constant("root_head", math.sqrt(HEAD), np.float32)
-    g.constant("lowest", np.finfo(np.float32).min, np.float32)
-    g.constant("zero_float", 0.0, np.float32)
+    g.constant("root_head", math.sqrt(HEAD), NUMPY_FLOAT)
+    g.constant("lowest", np.finfo(NUMPY_FLOAT).min, NUMPY_FLOAT)
+    g.constant("zero_float", 0.0, NUMPY_FLOAT)
     for name, number in [("zero", 0), ("one", 1), ("two_axis", 2), ("three", 3)]:
         g.constant(name, number)
         g.constant(f"{name}s", [number])
@@ -132,7 +153,11 @@ def decoder(path, layers):
     ]
     angles = g.node("Concat", rows + rows, "/model/rotary_emb/Concat", axis=-1)
     cos, sin = (
-        g.node("Unsqueeze", [g.node(op, [angles], f"/model/rotary_emb/{op}"), "ones"], f"/model/{op}/Unsqueeze")
+        g.node(
+            "Unsqueeze",
+            [g.cast(g.node(op, [angles], f"/model/rotary_emb/{op}"), f"/model/{op}/Cast", FLOAT), "ones"],
+            f"/model/{op}/Unsqueeze",
+        )
         for op in ("Cos", "Sin")
     )
 
@@ -214,13 +239,13 @@ def decoder(path, layers):
     cache = [f"{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
     g.save(
         [
-            value("inputs_embeds", TensorProto.FLOAT, batch, sequence, D_MODEL),
+            value("inputs_embeds", FLOAT, batch, sequence, D_MODEL),
             value("attention_mask", TensorProto.INT64, batch, total),
             value("position_ids", TensorProto.INT64, 3, batch, sequence),
         ]
-        + [value(f"past_key_values.{c}", TensorProto.FLOAT, batch, KV_HEADS, "past_sequence_length", HEAD) for c in cache],
-        [value("logits", TensorProto.FLOAT, batch, sequence, VOCABULARY)]
-        + [value(f"present.{c}", TensorProto.FLOAT, batch, KV_HEADS, total, HEAD) for c in cache],
+        + [value(f"past_key_values.{c}", FLOAT, batch, KV_HEADS, "past_sequence_length", HEAD) for c in cache],
+        [value("logits", FLOAT, batch, sequence, VOCABULARY)]
+        + [value(f"present.{c}", FLOAT, batch, KV_HEADS, total, HEAD) for c in cache],
     )
     return g.parameters
 
@@ -231,7 +256,7 @@ def embed_tokens(path):
     g.nodes.append(helper.make_node("Gather", [weight, "input_ids"], ["inputs_embeds"], name="/embed_tokens/Gather"))
     g.save(
         [value("input_ids", TensorProto.INT64, "batch_size", "sequence_length")],
-        [value("inputs_embeds", TensorProto.FLOAT, "batch_size", "sequence_length", D_MODEL)],
+        [value("inputs_embeds", FLOAT, "batch_size", "sequence_length", D_MODEL)],
     )
     return g.parameters
 
@@ -239,9 +264,15 @@ def embed_tokens(path):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--layers", type=int, default=18)
+    parser.add_argument("--size", choices=SIZES, default="0.5b")
+    parser.add_argument("--layers", type=int)
+    parser.add_argument("--float16", action="store_true")
+    parser.add_argument("--sparse", action="store_true")
     arguments = parser.parse_args()
-    folder, layers = arguments.folder, arguments.layers
+    globals().update(SIZES[arguments.size], SPARSE=arguments.sparse)
+    if arguments.float16:
+        globals().update(FLOAT=TensorProto.FLOAT16, NUMPY_FLOAT=np.float16)
+    folder, layers = arguments.folder, arguments.layers or LAYERS
     (folder / "onnx").mkdir(parents=True, exist_ok=True)
     parameters = {
         "decoder": decoder(folder / "onnx" / "decoder_model_merged.onnx", layers),
