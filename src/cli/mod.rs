@@ -18,11 +18,15 @@ mod check;
 #[cfg(feature = "runtime")]
 mod collect;
 #[cfg(feature = "runtime")]
+mod completions;
+#[cfg(feature = "runtime")]
 mod confined;
 #[cfg(feature = "runtime")]
 mod demo;
 #[cfg(feature = "runtime")]
 mod eval;
+#[cfg(feature = "runtime")]
+mod man;
 #[cfg(feature = "runtime")]
 mod merge;
 #[cfg(feature = "runtime")]

@@ -5,8 +5,8 @@ use clap::{Parser, Subcommand};
 use super::outcome::Outcome;
 use super::printer::Printer;
 use super::{
-    Global, apply, check, collect, demo, diff, eval, inspect, merge, probe, report, runtime, sign,
-    sweep, unlearn, verify, weaken,
+    Global, apply, check, collect, completions, demo, diff, eval, inspect, man, merge, probe,
+    report, runtime, sign, sweep, unlearn, verify, weaken,
 };
 
 /// Unlearning for vision-language models that are already ONNX.
@@ -45,6 +45,8 @@ pub(super) enum Verb {
     Verify(verify::Verify),
     Doctor(runtime::Doctor),
     Runtime(runtime::Runtime),
+    Completions(completions::Completions),
+    Man(man::Man),
 }
 
 impl Verb {
@@ -67,6 +69,8 @@ impl Verb {
             Verb::Verify(verb) => verb.run(printer),
             Verb::Doctor(verb) => verb.run(printer),
             Verb::Runtime(verb) => verb.run(printer),
+            Verb::Completions(verb) => verb.run(),
+            Verb::Man(verb) => verb.run(printer),
         }
     }
 }

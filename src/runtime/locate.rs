@@ -630,14 +630,21 @@ impl Python {
     }
 }
 
-/// The active environment's interpreter, then those on `PATH`.
+/// The interpreter of the environment that this program was installed into, the active environment's, then those
+/// on `PATH`.
 pub fn pythons() -> Vec<PathBuf> {
+    // pip puts a wheel's programs beside the environment's interpreter.
+    let own = std::env::current_exe()
+        .ok()
+        .and_then(|program| Some(program.parent()?.join("python")));
     let active = ["VIRTUAL_ENV", "CONDA_PREFIX"]
         .iter()
         .filter_map(std::env::var_os)
-        .map(|root| PathBuf::from(root).join("bin/python"))
-        .filter(|python| python.is_file());
-    let mut found: Vec<PathBuf> = active
+        .map(|root| PathBuf::from(root).join("bin/python"));
+    let mut found: Vec<PathBuf> = own
+        .into_iter()
+        .chain(active)
+        .filter(|python| python.is_file())
         .chain(
             ["python3", "python"]
                 .iter()
