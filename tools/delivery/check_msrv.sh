@@ -1,0 +1,13 @@
+#!/usr/bin/env bash
+# Compiles the library and the program, with and without the runtime, by the oldest Rust that Cargo.toml promises.
+#
+#     tools/delivery/check_msrv.sh                # needs rustup
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+
+oldest=$(sed -n 's/^rust-version = "\(.*\)"$/\1/p' Cargo.toml)
+rustup toolchain install "$oldest" --profile minimal --no-self-update
+export CARGO_TARGET_DIR=target/msrv
+cargo "+$oldest" check --locked
+cargo "+$oldest" check --locked --no-default-features
+echo "Rust $oldest compiles it"
