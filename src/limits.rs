@@ -4,9 +4,10 @@
 //! made (`tests/limits.rs` compares them). Limits on the *values* of a configuration (tiles, patch
 //! sizes) stand with the family that reads them.
 //!
-//! Two rules bound memory where bytes on disk and bytes in memory differ: JSON trees
-//! ([`crate::files::json`]) and ONNX graphs ([`crate::onnx`]) are measured before they are built, and
-//! may take [`AMPLIFICATION`] times their bytes and [`ALLOWANCE`] more.
+//! Where bytes on disk and bytes in memory differ, what a file would take is measured before it is built, and
+//! the limit follows the file's size: JSON trees ([`crate::files::json`]) may take [`AMPLIFICATION`] times their
+//! bytes, ONNX graphs ([`crate::onnx`]) without their weights [`GRAPH_AMPLIFICATION`] times, and [`ALLOWANCE`]
+//! more.
 
 /// What a limit counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,6 +197,9 @@ limits! {
 
 /// Bytes of memory that a byte of a file may become.
 pub const AMPLIFICATION: u64 = 3;
+/// Bytes of memory that a byte of an ONNX graph may become: a node with one attribute has room for four, and the
+/// graphs that PyTorch's tracer writes take 13.
+pub const GRAPH_AMPLIFICATION: u64 = 16;
 /// What may come on top of [`AMPLIFICATION`]: small files are mostly names and structure.
 pub const ALLOWANCE: u64 = 32 << 20;
 
@@ -207,5 +211,12 @@ pub const TABLE_AMPLIFICATION: u64 = 64;
 pub fn allowed_memory(bytes: u64) -> u64 {
     bytes
         .saturating_mul(AMPLIFICATION)
+        .saturating_add(ALLOWANCE)
+}
+
+/// The memory that a graph of `bytes` without its weights may become.
+pub fn allowed_graph(bytes: u64) -> u64 {
+    bytes
+        .saturating_mul(GRAPH_AMPLIFICATION)
         .saturating_add(ALLOWANCE)
 }

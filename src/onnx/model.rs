@@ -61,9 +61,9 @@ impl ModelFile {
         let file = path.canonicalize().map_err(io)?;
         let map = map_file(&file).map_err(io)?;
         wire::scan(&map, limits).map_err(|fault| match fault {
-            wire::Fault::TooLarge => Error::TooLarge {
+            wire::Fault::TooLarge(limit) => Error::TooLarge {
                 path: path.to_owned(),
-                limit: limits.decoded_bytes,
+                limit,
             },
             wire::Fault::Malformed {
                 offset,

@@ -5,8 +5,9 @@
 //!
 //! Why: `prost` bounds recursion, but not amplification. An empty sub-message is two bytes on the
 //! wire and hundreds in memory, so 8 MB of them decode to gigabytes. The scan walks every message
-//! by its schema, allocates nothing, and adds up what decoding would take. It is also what can say
-//! at which byte a truncated file breaks off.
+//! by its schema, allocates nothing, and adds up what decoding would take: the limit follows the bytes that
+//! are not weights ([`limits::allowed_graph`]), so that a small file stays small. It is also what can say at
+//! which byte a truncated file breaks off.
 
 use std::mem::size_of;
 
@@ -16,7 +17,8 @@ use crate::limits;
 /// What reading a model may cost.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Memory that the decoded graph may take, in bytes. Weights stay in the map and do not count.
+    /// Memory that the decoded graph may take, in bytes, and never more than [`limits::allowed_graph`] of
+    /// the file without its weights, which stay in the map.
     pub decoded_bytes: u64,
     /// Nesting of messages: subgraphs in attributes of nodes of subgraphs, and so on.
     pub depth: usize,
@@ -40,8 +42,8 @@ pub(super) enum Fault {
         message: &'static str,
         found: String,
     },
-    /// Decoding would take more than the limit.
-    TooLarge,
+    /// Decoding would take more than this limit.
+    TooLarge(u64),
 }
 
 /// Scans `bytes` as a `ModelProto`.
@@ -49,7 +51,8 @@ pub(super) fn scan(bytes: &[u8], limits: &Limits) -> Result<(), Fault> {
     let mut scanner = Scanner {
         bytes,
         at: 0,
-        budget: limits.decoded_bytes,
+        charged: 0,
+        mapped: 0,
         limits,
     };
     scanner.message(Kind::Model, bytes.len(), 0)
@@ -130,6 +133,19 @@ impl Kind {
         size as u64
     }
 
+    /// Whether the message that field `number` holds is the only one.
+    fn is_single(self, number: u64) -> bool {
+        matches!(
+            (self, number),
+            (Kind::Model, 7)
+                | (Kind::Training, 1 | 2)
+                | (Kind::Attribute, 5 | 6 | 14 | 22)
+                | (Kind::SparseTensor, 1 | 2)
+                | (Kind::ValueInfo, 2)
+                | (Kind::Type | Kind::TypeCase, _)
+        )
+    }
+
     /// What field `number` holds when it is length-delimited (numbers of `onnx-ml.proto`).
     fn payload(self, number: u64) -> Payload {
         use Kind::*;
@@ -169,18 +185,26 @@ impl Kind {
     }
 }
 
-/// Memory charged for one string or bytes value beside its bytes: the `Vec` slot and the heap's own.
-const STRING_OVERHEAD: u64 = 40;
-/// Growing vectors hold up to twice what they need.
-const GROWTH: u64 = 2;
+/// The heap's own, for each block.
+const BLOCK: u64 = 16;
+/// A vector that holds anything has room for this many.
+const LEAST: u64 = 4;
+/// The slot of a string in its message or vector.
+const STRING: u64 = 24;
 /// Flat charge per wire byte of a [`Payload::Rare`] message: no message of the schema that is left
 /// to it takes more than 128 bytes of memory for two on the wire.
 const RARE_FACTOR: u64 = 64;
 
+/// How often each field was met in a message, by its number; the schema's go to 26.
+type Seen = [u32; 32];
+
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
-    budget: u64,
+    /// Memory that decoding what was read so far takes.
+    charged: u64,
+    /// Bytes of weights so far.
+    mapped: u64,
     limits: &'a Limits,
 }
 
@@ -194,8 +218,28 @@ impl Scanner<'_> {
     }
 
     fn charge(&mut self, bytes: u64) -> Result<(), Fault> {
-        self.budget = self.budget.checked_sub(bytes).ok_or(Fault::TooLarge)?;
-        Ok(())
+        self.charged = self.charged.saturating_add(bytes);
+        let structure = (self.at as u64).saturating_sub(self.mapped);
+        let limit = limits::allowed_graph(structure).min(self.limits.decoded_bytes);
+        match self.charged > limit {
+            true => Err(Fault::TooLarge(limit)),
+            false => Ok(()),
+        }
+    }
+
+    /// Charges the next thing of `size` bytes in field `number` of a message that has had `seen` so far.
+    fn item(&mut self, seen: &mut Seen, number: u64, size: u64) -> Result<(), Fault> {
+        let slot = usize::try_from(number).ok().and_then(|n| seen.get_mut(n));
+        let before = slot.map_or(0, |count| {
+            let before = *count;
+            *count = count.saturating_add(1);
+            before
+        });
+        match u64::from(before) {
+            0 => self.charge(BLOCK + LEAST * size),
+            1..LEAST => Ok(()),
+            _ => self.charge(size),
+        }
     }
 
     fn varint(&mut self, kind: Kind, end: usize) -> Result<u64, Fault> {
@@ -235,7 +279,7 @@ impl Scanner<'_> {
                 format!("more than {} nested messages", self.limits.depth),
             ));
         }
-        self.charge(kind.size().saturating_mul(GROWTH))?;
+        let mut seen = Seen::default();
         while self.at < end {
             let tag = self.varint(kind, end)?;
             let number = tag >> 3;
@@ -246,28 +290,38 @@ impl Scanner<'_> {
                 0 => {
                     self.varint(kind, end)?;
                     // Repeated scalars may come unpacked.
-                    self.charge(8 * GROWTH)?;
+                    self.item(&mut seen, number, 8)?;
                 }
                 1 => {
                     self.skip(kind, 8, end)?;
-                    self.charge(8 * GROWTH)?;
+                    self.item(&mut seen, number, 8)?;
                 }
                 5 => {
                     self.skip(kind, 4, end)?;
-                    self.charge(8 * GROWTH)?;
+                    self.item(&mut seen, number, 8)?;
                 }
                 2 => {
                     let length = self.varint(kind, end)?;
                     let start = self.at;
                     let read = self.skip(kind, length, end)? as u64;
                     match kind.payload(number) {
-                        Payload::Mapped => {}
-                        Payload::Copied => self.charge(read + STRING_OVERHEAD * GROWTH)?,
-                        Payload::Packed => self.charge(read.saturating_mul(8 * GROWTH))?,
-                        Payload::Rare => self.charge(read.saturating_mul(RARE_FACTOR))?,
+                        Payload::Mapped => self.mapped += read,
+                        Payload::Copied => {
+                            self.item(&mut seen, number, STRING)?;
+                            self.charge(read + BLOCK)?;
+                        }
+                        Payload::Packed => self.charge(read.saturating_mul(8))?,
+                        // Two bytes on the wire are the tag and the length of an empty one.
+                        Payload::Rare => {
+                            self.charge((read + 2).saturating_mul(RARE_FACTOR))?;
+                        }
                         Payload::Message(inner) => {
                             let inner_end = self.at;
                             self.at = start;
+                            match kind.is_single(number) {
+                                true => self.charge(BLOCK + inner.size())?,
+                                false => self.item(&mut seen, number, inner.size())?,
+                            }
                             self.message(inner, inner_end, depth + 1)?;
                         }
                     }
@@ -302,10 +356,25 @@ mod tests {
         // ModelProto.graph.node.attribute: 4 million empty attributes in 8 MB.
         let attributes = [5 << 3 | 2, 0].repeat(4 << 20);
         let model = field(7, &field(1, &attributes));
-        assert!(matches!(
-            scan(&model, &Limits::default()),
-            Err(Fault::TooLarge)
-        ));
+        let limits = Limits::default();
+        assert!(matches!(scan(&model, &limits), Err(Fault::TooLarge(_))));
+        // A smaller one is measured by its own size.
+        let model = field(7, &field(1, &[5 << 3 | 2, 0].repeat(1 << 19)));
+        let limit = crate::limits::allowed_graph(model.len() as u64);
+        assert!(limit < 64 << 20);
+        match scan(&model, &limits) {
+            Err(Fault::TooLarge(at)) => assert!(at <= limit),
+            other => panic!("{other:?}"),
+        }
+        // Weights do not raise the limit.
+        let weight = schema::TensorProto {
+            raw_data: Some(vec![0; 64 << 20].into()),
+            ..Default::default()
+        };
+        let graph = [field(5, &weight.encode_to_vec()), field(1, &attributes)].concat();
+        assert!(
+            matches!(scan(&field(7, &graph), &limits), Err(Fault::TooLarge(at)) if at < 256 << 20)
+        );
     }
 
     #[test]
