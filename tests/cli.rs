@@ -822,6 +822,102 @@ fn a_plan_evaluates_as_the_model_that_it_makes() {
     assert_ne!(answers(&mut desk.eval(&MODEL)), planned);
 }
 
+#[test]
+fn the_vision_encoder_is_weakened_on_request_and_by_no_accident() {
+    let desk = Desk::new();
+    const VISION: &str = "onnx/vision_encoder.onnx";
+    let collected = json(desk.collect(&MODEL).args(["--tower", "vision"]));
+    assert_eq!(collected["layers"], json!(["vision.0", "vision.1"]));
+    let own = desk.work.join("retain.kc");
+    // What was measured of one tower says nothing about the other.
+    for (coefficients, tower, missing) in [
+        (&made().coefficients, "vision", "found [vision.0, vision.1]"),
+        (&made().coefficients, "all", "layer vision.0"),
+        (&own, "language", "expected layers [vision.0, vision.1]"),
+    ] {
+        let mut command = desk.weaken(&MODEL, coefficients);
+        refuses(command.args(["--tower", tower]), &["expected", missing]);
+    }
+    refuses(
+        desk.weaken(&MODEL, &own)
+            .args(["--tower", "vision", "--layers", "0-5"]),
+        &["expected layers 0-5", "found vision layers 0-1"],
+    );
+    refuses(
+        desk.weaken(&MODEL, &own).args(["--tower", "both"]),
+        &["--tower", "expected language, vision or all"],
+    );
+    // A question without a picture shows the vision encoder nothing.
+    let text = write_rows(&desk.inputs.join("text.jsonl"), &rows("forget_text", 1));
+    let mut command = desk.kvw();
+    command.arg("collect").arg(MODEL.as_path()).arg("--data");
+    command
+        .arg(&text)
+        .args(["-o", "text.kc", "--tower", "vision"]);
+    refuses(
+        &mut command,
+        &["expected a picture, found none", "--tower language or all"],
+    );
+
+    let plan = desk.work.join("forget.plan");
+    done(desk.weaken(&MODEL, &own).args(["--tower", "vision"]));
+    let losses = |command: &mut Command| {
+        json(command)["sets"][0]["models"]["model"]["summary"]["loss"]["value"]
+            .as_f64()
+            .unwrap()
+    };
+    let untouched = losses(&mut desk.eval(&MODEL));
+    let planned = losses(desk.eval(&MODEL).arg("--plan").arg(&plan));
+    let said = done(&mut desk.apply(&MODEL, &plan));
+    assert!(
+        said.contains("columns: layers vision.0, vision.1"),
+        "{said}"
+    );
+    assert!(!said.contains(DECODER), "{said}");
+    let written = losses(&mut desk.eval(Path::new("unlearned")));
+    assert!((planned - written).abs() < 1e-4, "{planned} {written}");
+    assert!((planned - untouched).abs() > 1e-2, "{planned} {untouched}");
+    for (path, bytes) in tree(&MODEL) {
+        let there = fs::read(desk.work.join("unlearned").join(&path)).ok();
+        assert_eq!(
+            there == bytes,
+            path != Path::new(VISION),
+            "{}",
+            path.display()
+        );
+    }
+    let mut diff = desk.kvw();
+    diff.arg("diff").arg(MODEL.as_path()).arg("unlearned");
+    assert_eq!(json(&mut diff)["only_planned_ranges_changed"], json!(true));
+    refuses(&mut desk.apply(Path::new("unlearned"), &plan), &["already"]);
+
+    // All at once, on both, and verified.
+    let desk = Desk::new();
+    let unlearned = json(
+        desk.unlearn(&MODEL)
+            .args(["--tower", "all", "--eval-limit", "1"]),
+    );
+    assert_eq!(unlearned["parameters"]["tower"], "all");
+    assert_eq!(unlearned["plan"]["layers"], 8);
+    let receipt = read_json(&desk.work.join("unlearned/kvw.json"));
+    let files = receipt["files"].as_array().unwrap();
+    let files: Vec<&str> = files
+        .iter()
+        .map(|file| file["path"].as_str().unwrap())
+        .collect();
+    assert_eq!(files, [DECODER, VISION]);
+    let policy = desk.inputs.join("policy.toml");
+    fs::write(&policy, "version = 1\n").unwrap();
+    let mut check = desk.kvw();
+    check
+        .arg("check")
+        .arg("unlearned")
+        .arg("--policy")
+        .arg(&policy);
+    check.arg("--original").arg(MODEL.as_path());
+    done(&mut check);
+}
+
 // ---- outputs ---------------------------------------------------------------------------------------
 
 #[test]
