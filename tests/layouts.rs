@@ -14,8 +14,13 @@ use kvw::bundle::{Bundle, Layout};
 use kvw::dataset::{Dataset, is_feeds, read_feeds, read_jsonl};
 use kvw::graph::{Moment, Outputs};
 use kvw::kvw::{Coefficients, Gates, KnowledgeVectorWeakening, LayerRange};
-use kvw::onnx::schema::{ModelProto, ValueInfoProto, type_proto};
-use kvw::onnx::{Limits, ModelFile};
+use kvw::onnx::schema::attribute_proto::AttributeType;
+use kvw::onnx::schema::tensor_shape_proto::{Dimension, dimension};
+use kvw::onnx::schema::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
+    ValueInfoProto, type_proto,
+};
+use kvw::onnx::{DataType, Limits, ModelFile};
 use kvw::pipeline::Model;
 use kvw::preprocess::{Feed, Form};
 use kvw::runtime::generate::{self, Limit};
@@ -407,16 +412,59 @@ fn cut_up() -> TempDir {
             "lm_head": {"file": "lm_head.onnx"}}}"#,
     )
     .unwrap();
-    for name in [
+    copy_beside("optimum", folder.path());
+    folder
+}
+
+/// What a folder of `layouts(name)` has beside its models, copied to `folder`.
+fn copy_beside(name: &str, folder: &Path) {
+    for file in [
         "config.json",
         "generation_config.json",
         "chat_template.jinja",
         "tokenizer.json",
         "tokenizer_config.json",
     ] {
-        std::fs::copy(layouts("optimum").join(name), folder.path().join(name)).unwrap();
+        std::fs::copy(layouts(name).join(file), folder.join(file)).unwrap();
     }
-    folder
+}
+
+/// Unlearns `model` into the folder `out` under `name`: tensors that changed, the new folder, the plan.
+fn unlearn(model: &Path, out: &Path, name: &str) -> (u64, PathBuf, PathBuf) {
+    let plan = out.join(format!("{name}.plan"));
+    let edited = out.join(name);
+    let unlearned = json(
+        kvw()
+            .arg("unlearn")
+            .arg(model)
+            .arg("--forget")
+            .arg(layouts("data/forget.jsonl"))
+            .arg("--retain")
+            .arg(layouts("data/retain.jsonl"))
+            .arg("-o")
+            .arg(&edited)
+            .arg("--plan")
+            .arg(&plan)
+            .args(["--gamma", "25", "--threads", "1", "--eval-limit", "0"]),
+    );
+    (unlearned["changed_tensors"].as_u64().unwrap(), edited, plan)
+}
+
+/// What `kvw eval` has the model answer, under a plan if there is one.
+fn said(model: &Path, plan: Option<&Path>) -> Vec<String> {
+    let mut command = kvw();
+    command.arg("eval").arg(model).arg("--data");
+    command.arg(layouts("data/forget.jsonl"));
+    command.args(["--answers", "--threads", "1"]);
+    if let Some(plan) = plan {
+        command.arg("--plan").arg(plan);
+    }
+    let evaluated = json(&mut command);
+    let models = evaluated["sets"][0]["models"].as_object().unwrap().clone();
+    let (_, model) = models.into_iter().next().unwrap();
+    let answers = model["answers"].as_array().unwrap().clone();
+    let text = |answer: &serde_json::Value| answer["prediction"].as_str().unwrap().to_owned();
+    answers.iter().map(text).collect()
 }
 
 /// A float32 value of this name, of whatever shape.
@@ -456,45 +504,279 @@ fn a_decoder_of_three_files_answers_and_is_edited_as_the_whole_one() {
     // Both copies of the weights are edited, and the gates reach both phases: the answers of the gated
     // files are those of the edited ones.
     let out = TempDir::new().unwrap();
-    let unlearn = |model: &Path, name: &str| {
-        let plan = out.path().join(format!("{name}.plan"));
-        let edited = out.path().join(name);
-        let unlearned = json(
-            kvw()
-                .arg("unlearn")
-                .arg(model)
-                .arg("--forget")
-                .arg(layouts("data/forget.jsonl"))
-                .arg("--retain")
-                .arg(layouts("data/retain.jsonl"))
-                .arg("-o")
-                .arg(&edited)
-                .arg("--plan")
-                .arg(&plan)
-                .args(["--gamma", "25", "--threads", "1", "--eval-limit", "0"]),
-        );
-        (unlearned["changed_tensors"].as_u64().unwrap(), edited, plan)
-    };
-    let (changed, edited, plan) = unlearn(folder.path(), "three");
+    let (changed, edited, plan) = unlearn(folder.path(), out.path(), "three");
     assert_eq!(changed, 6);
-    let said = |model: &Path, plan: Option<&Path>| {
-        let mut command = kvw();
-        command.arg("eval").arg(model).arg("--data");
-        command.arg(layouts("data/forget.jsonl"));
-        command.args(["--answers", "--threads", "1"]);
-        if let Some(plan) = plan {
-            command.arg("--plan").arg(plan);
-        }
-        let evaluated = json(&mut command);
-        let models = evaluated["sets"][0]["models"].as_object().unwrap().clone();
-        let (_, model) = models.into_iter().next().unwrap();
-        let answers = model["answers"].as_array().unwrap().clone();
-        let text = |answer: &serde_json::Value| answer["prediction"].as_str().unwrap().to_owned();
-        answers.iter().map(text).collect::<Vec<_>>()
-    };
     let after = said(&edited, None);
     assert_eq!(said(folder.path(), Some(&plan)), after);
-    let (_, whole, _) = unlearn(&layouts("optimum"), "whole");
+    let (_, whole, _) = unlearn(&layouts("optimum"), out.path(), "whole");
     assert_eq!(said(&whole, None), after);
     assert_ne!(said(folder.path(), None), after);
+}
+
+/// `optimum`'s model as its older versions merged a decoder without and one with a cache: one `If`, whose
+/// branches read weights of the main graph.
+fn merged() -> TempDir {
+    let folder = TempDir::new().unwrap();
+    let whole = ModelFile::open(&layouts("optimum/model.onnx"), &Limits::default()).unwrap();
+    let mut model = whole.proto().clone();
+    let graph = model.graph.as_mut().unwrap();
+    let nodes = std::mem::take(&mut graph.node);
+    graph.value_info.clear();
+    let outputs: Vec<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
+    let branch = |name: &str| {
+        let inner = |value: &String| match outputs.contains(value) {
+            true => format!("{value}.{name}"),
+            false => value.clone(),
+        };
+        let nodes = nodes.iter().map(|node| NodeProto {
+            input: node.input.iter().map(inner).collect(),
+            output: node.output.iter().map(inner).collect(),
+            ..node.clone()
+        });
+        let outputs = graph.output.iter().map(|output| ValueInfoProto {
+            name: Some(inner(&output.name().to_owned())),
+            ..output.clone()
+        });
+        AttributeProto {
+            name: Some(name.into()),
+            r#type: Some(AttributeType::Graph as i32),
+            g: Some(Box::new(GraphProto {
+                name: Some(name.into()),
+                node: nodes.collect(),
+                output: outputs.collect(),
+                ..Default::default()
+            })),
+            ..Default::default()
+        }
+    };
+    let attribute = vec![branch("then_branch"), branch("else_branch")];
+    graph.node = vec![NodeProto {
+        op_type: Some("If".into()),
+        name: Some("optimum::if".into()),
+        input: vec!["use_cache_branch".into()],
+        output: outputs.clone(),
+        attribute,
+        ..Default::default()
+    }];
+    let mut chooses = graph.input[0].clone();
+    chooses.name = Some("use_cache_branch".into());
+    if let Some(Some(type_proto::Value::TensorType(tensor))) =
+        chooses.r#type.as_mut().map(|of| of.value.as_mut())
+    {
+        tensor.elem_type = Some(DataType::BOOL.code());
+        tensor.shape = Some(TensorShapeProto {
+            dim: vec![Dimension {
+                value: Some(dimension::Value::DimValue(1)),
+                ..Default::default()
+            }],
+        });
+    }
+    graph.input.push(chooses);
+    std::fs::write(
+        folder.path().join("decoder_model_merged.onnx"),
+        model.encode_to_vec(),
+    )
+    .unwrap();
+    copy_beside("optimum", folder.path());
+    folder
+}
+
+#[test]
+fn a_merged_decoder_alone_answers_and_is_edited_as_the_whole_one() {
+    let engine = engine(1);
+    let answers = answers();
+    let folder = merged();
+    let bundle = Bundle::open(folder.path()).unwrap();
+    let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+    let mut gated = model.decoder(LayerRange::All, Outputs::Model, 1).unwrap();
+    // Prompts take the branch without a cache, further tokens the other one.
+    for sample in data("forget").samples {
+        let gates = Gates::new();
+        let found = generate::greedy(&mut model.lvlm, &mut gated, &sample, &gates, LIMIT).unwrap();
+        assert_eq!(&found.text, &answers[&sample.question]);
+    }
+    let expected = coefficients(&layouts("optimum"), &data("forget"), 1);
+    let found = apart(&expected, &coefficients(folder.path(), &data("forget"), 1));
+    assert!(found < 1e-5, "{found:e}");
+
+    // One weight serves both branches, so the gates reach both, and so does the edit.
+    let out = TempDir::new().unwrap();
+    let (changed, edited, plan) = unlearn(folder.path(), out.path(), "merged");
+    assert_eq!(changed, 3);
+    let after = said(&edited, None);
+    assert_eq!(said(folder.path(), Some(&plan)), after);
+    let (_, whole, _) = unlearn(&layouts("optimum"), out.path(), "whole");
+    assert_eq!(said(&whole, None), after);
+    assert_ne!(said(folder.path(), None), after);
+}
+
+/// A family's folder as onnxruntime-genai lays it out: the embedding puts the picture's features in place
+/// itself, in its graph.
+fn merging_in_the_graph(family: &str, image_token_id: i64) -> TempDir {
+    let source = fixtures().join("families").join(family).join("model");
+    let folder = TempDir::new().unwrap();
+    for entry in std::fs::read_dir(&source).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_file() {
+            std::fs::copy(&path, folder.path().join(path.file_name().unwrap())).unwrap();
+        }
+    }
+    let onnx = |name: &str| source.join("onnx").join(name);
+    std::fs::copy(
+        onnx("decoder_model_merged.onnx"),
+        folder.path().join("model.onnx"),
+    )
+    .unwrap();
+    std::fs::copy(
+        onnx("vision_encoder.onnx"),
+        folder.path().join("vision.onnx"),
+    )
+    .unwrap();
+
+    let embed = ModelFile::open(&onnx("embed_tokens.onnx"), &Limits::default()).unwrap();
+    let mut model = embed.proto().clone();
+    let graph = model.graph.as_mut().unwrap();
+    let embeds = graph.output[0].name().to_owned();
+    let ids = graph.input[0].name().to_owned();
+    for node in &mut graph.node {
+        for output in &mut node.output {
+            if *output == embeds {
+                *output = "tokens".to_owned();
+            }
+        }
+    }
+    let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+        op_type: Some(op.into()),
+        input: inputs.iter().map(|&input| input.into()).collect(),
+        output: vec![output.into()],
+        ..Default::default()
+    };
+    graph.node.extend([
+        node("Equal", &[&ids, "image_token"], "is_image"),
+        node("NonZero", &["is_image"], "places.transposed"),
+        node("Transpose", &["places.transposed"], "places"),
+        node(
+            "ScatterND",
+            &["tokens", "places", "image_features"],
+            &embeds,
+        ),
+    ]);
+    graph.initializer.push(TensorProto {
+        name: Some("image_token".into()),
+        data_type: Some(DataType::INT64.code()),
+        int64_data: vec![image_token_id],
+        ..Default::default()
+    });
+    let width = graph.output[0].clone();
+    let mut features = width.clone();
+    features.name = Some("image_features".into());
+    if let Some(Some(type_proto::Value::TensorType(tensor))) =
+        features.r#type.as_mut().map(|of| of.value.as_mut())
+    {
+        let shape = tensor.shape.as_mut().unwrap();
+        shape.dim.remove(0);
+        shape.dim[0].value = Some(dimension::Value::DimParam("image_tokens".into()));
+    }
+    graph.input.push(features);
+    std::fs::write(folder.path().join("embedding.onnx"), model.encode_to_vec()).unwrap();
+    let map = serde_json::json!({"model": {
+        "type": family,
+        "decoder": {
+            "filename": "model.onnx", "num_hidden_layers": 2,
+            "inputs": {
+                "inputs_embeds": "inputs_embeds", "attention_mask": "attention_mask",
+                "position_ids": "position_ids", "past_key_names": "past_key_values.%d.key",
+                "past_value_names": "past_key_values.%d.value",
+            },
+            "outputs": {
+                "logits": "logits", "present_key_names": "present.%d.key",
+                "present_value_names": "present.%d.value",
+            },
+        },
+        "vision": {"filename": "vision.onnx"},
+        "embedding": {"filename": "embedding.onnx"},
+    }});
+    std::fs::write(folder.path().join("genai_config.json"), map.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn pictures_that_the_graph_puts_in_place_are_those_that_this_tool_puts_there() {
+    let engine = engine(1);
+    let samples = read_jsonl(&fixtures().join("families/samples.jsonl")).unwrap();
+    for family in ["llava", "qwen2_5_vl"] {
+        let source = fixtures().join("families").join(family).join("model");
+        let apart = Bundle::open(&source).unwrap();
+        let mut expected = Model::open(&apart, None, &engine, 8).unwrap();
+        let image_token_id = expected.lvlm.family().unwrap().image_token_id().unwrap();
+        let folder = merging_in_the_graph(family, image_token_id);
+        let bundle = Bundle::open(folder.path()).unwrap();
+        assert_eq!(bundle.layout(), Layout::OnnxruntimeGenai);
+        let mut model = Model::open(&bundle, None, &engine, 8).unwrap();
+        let mut decoders = [&expected, &model].map(|model| model.plain_decoder(8).unwrap());
+        for sample in &samples.samples {
+            let none = Gates::new();
+            let [here, there] = [&mut expected, &mut model].map(|model| {
+                model
+                    .lvlm
+                    .embed_as(sample, Form::WithAnswer, &none)
+                    .unwrap()
+            });
+            assert_eq!(
+                here.inputs_embeds, there.inputs_embeds,
+                "{family}, {}",
+                sample.id
+            );
+            let [one, two] = &mut decoders;
+            let limit = Limit::NewTokens(8);
+            let one = generate::greedy(&mut expected.lvlm, one, sample, &none, limit).unwrap();
+            let two = generate::greedy(&mut model.lvlm, two, sample, &none, limit).unwrap();
+            assert_eq!(one, two, "{family}, {}", sample.id);
+        }
+        // From end to end, both towers.
+        let out = TempDir::new().unwrap();
+        let data = fixtures().join("families/samples.jsonl");
+        let rows = std::fs::read_to_string(&data).unwrap();
+        let rows: Vec<String> = (rows.lines())
+            .map(|row| {
+                let mut row: serde_json::Value = serde_json::from_str(row).unwrap();
+                if let Some(image) = row["image"].as_str() {
+                    row["image"] = data.with_file_name(image).to_str().unwrap().into();
+                }
+                format!("{row}\n")
+            })
+            .collect();
+        let write = |name: &str, rows: &[String]| {
+            let path = out.path().join(name);
+            std::fs::write(&path, rows.concat()).unwrap();
+            path
+        };
+        let edited = out.path().join("edited");
+        let mut command = kvw();
+        command.arg("unlearn").arg(folder.path());
+        command
+            .arg("--forget")
+            .arg(write("forget.jsonl", &rows[..2]));
+        command
+            .arg("--retain")
+            .arg(write("retain.jsonl", &rows[2..5]));
+        command.arg("-o").arg(&edited);
+        command.args([
+            "--tower",
+            "all",
+            "--gamma",
+            "2",
+            "--threads",
+            "1",
+            "--eval-limit",
+            "0",
+        ]);
+        let unlearned = json(&mut command);
+        assert_eq!(unlearned["parameters"]["tower"], "all");
+        let changed = |name: &str| {
+            let read = |folder: &Path| std::fs::read(folder.join(name)).unwrap();
+            read(folder.path()) != read(&edited)
+        };
+        assert!(changed("model.onnx") && changed("vision.onnx") && !changed("embedding.onnx"));
+    }
 }
