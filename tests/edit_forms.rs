@@ -8,11 +8,12 @@
 
 mod support;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use kvw::bundle::{Bundle, OnnxFile};
+use kvw::check;
 use kvw::edit::{self, EditForm, EditPlan, Error, FormChoice, ModelIdentity};
 use kvw::graph::{Index, LayerId, Mlp, Outputs, Tower};
 use kvw::kvw::Gates;
@@ -185,6 +186,101 @@ fn scales_and_mul_fit_every_precision() {
     let columns = FormChoice::Only(EditForm::Columns);
     let error = EditPlan::in_form(&bundle, &gates(), &identity(), columns).unwrap_err();
     assert!(matches!(error, Error::NotEditable { .. }), "{error}");
+}
+
+/// The codes of what the release gate has against the files of `out`.
+fn findings(out: &Path, original: &Path) -> BTreeSet<String> {
+    let subject = check::Subject {
+        folder: out,
+        original: Some(original),
+        evidence: None,
+    };
+    let verdict = check::check(&subject, &check::Policy::default()).unwrap();
+    let findings = verdict.checks.iter().flat_map(|check| &check.findings);
+    let codes = findings.map(|judged| judged.finding.code.to_string());
+    // Nothing was evaluated here.
+    codes
+        .filter(|code| !["evidence-missing", "agreement-missing"].contains(&code.as_str()))
+        .collect()
+}
+
+/// The middle of the largest part of a rewritten file that is the input's.
+fn untouched(receipt: &edit::Receipt, path: &str) -> u64 {
+    let file = receipt.files.iter().find(|file| file.path == path).unwrap();
+    let planned = file.ranges.iter().map(|range| (range.offset, range.len));
+    let inserted = file.inserted.iter().map(|range| (range.offset, range.len));
+    let mut taken: Vec<(u64, u64)> = planned.chain(inserted).collect();
+    taken.push((file.bytes, 0));
+    taken.sort_unstable();
+    let mut end = 0;
+    let gaps = taken.into_iter().map(|(offset, len)| {
+        let gap = (offset.saturating_sub(end), (end + offset) / 2);
+        end = end.max(offset + len);
+        gap
+    });
+    gaps.max().unwrap().1
+}
+
+#[test]
+fn a_rewritten_graph_passes_the_release_gate_only_as_it_was_planned() {
+    let bundle = Bundle::open(&siblings()).unwrap();
+    // A scalar scale that becomes a vector, and a product that is put in.
+    for form in [FormChoice::Auto, FormChoice::Only(EditForm::Mul)] {
+        let plan = EditPlan::in_form(&bundle, &gates(), &identity(), form).unwrap();
+        let scratch = tempfile::tempdir().unwrap();
+        let out = scratch.path().join("out");
+        let receipt = apply(&bundle, &plan, &out);
+        assert_eq!(findings(&out, &siblings()), BTreeSet::new());
+        let rewritten: Vec<_> = receipt
+            .files
+            .iter()
+            .filter(|f| !f.inserted.is_empty())
+            .collect();
+        assert!(rewritten.len() >= 2);
+        for file in rewritten {
+            let path = out.join(&file.path);
+            let whole = fs::read(&path).unwrap();
+            let flipped = |offset: u64| {
+                let mut bytes = whole.clone();
+                bytes[usize::try_from(offset).unwrap()] ^= 1;
+                fs::write(&path, bytes).unwrap();
+                let found = findings(&out, &siblings());
+                fs::write(&path, &whole).unwrap();
+                found
+            };
+            assert!(
+                flipped(untouched(&receipt, &file.path)).contains("outside-changed"),
+                "{}",
+                file.path
+            );
+            // The values of a new tensor end what was put in.
+            let last = file.inserted.iter().max_by_key(|range| range.len).unwrap();
+            let found = flipped(last.offset + last.len - 1);
+            assert!(found.contains("range-altered"), "{}: {found:?}", file.path);
+            // The file as it was before.
+            fs::copy(siblings().join(&file.path), &path).unwrap();
+            let found = findings(&out, &siblings());
+            assert!(found.contains("file-length"), "{}: {found:?}", file.path);
+            assert!(found.contains("range-altered"), "{}: {found:?}", file.path);
+            fs::write(&path, &whole).unwrap();
+        }
+        // The same folder, whose receipt does not know of one file's change.
+        let mut other = receipt.clone();
+        let file = other
+            .files
+            .iter_mut()
+            .find(|file| !file.inserted.is_empty())
+            .unwrap();
+        file.inserted.clear();
+        let json = serde_json::to_vec(&other).unwrap();
+        fs::write(out.join("kvw.json"), json).unwrap();
+        let found = findings(&out, &siblings());
+        assert!(found.contains("outside-changed"), "{form:?}: {found:?}");
+        assert!(
+            found.contains("layer-not-edited") || found.contains("decoder-not-edited"),
+            "{found:?}"
+        );
+    }
 }
 
 #[test]
