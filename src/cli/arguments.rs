@@ -205,7 +205,7 @@ pub(super) struct GenerationArguments {
     generate_batch: usize,
 }
 
-/// See docs/benchmarks.md.
+/// See docs/metrics.md.
 const GENERATE_BATCH: usize = 8;
 
 impl Default for GenerationArguments {

@@ -3,7 +3,7 @@
 
     cargo build --release && python3 tools/bench/generation.py target/release/kvw [--rounds 5]
 
-Prints Markdown rows for docs/benchmarks.md. Every batch size must give the same answers, or it fails. Medians; what is
+Prints the rows of docs/metrics.md. Every batch size must give the same answers, or it fails. Medians; what is
 compared runs in the same minutes. CPU seconds are those of the process and its threads, and move less
 than the clock's on a machine that does other things too.
 """
