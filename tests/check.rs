@@ -465,10 +465,16 @@ fn a_report_shows_probes_controls_and_the_trade_off() {
     // The template engine escapes slashes too.
     let page = page.replace("&#x2f;", "/");
     let holds = section(&page, "robustness");
-    assert_eq!(holds.matches("<svg").count(), 1);
+    assert_eq!(
+        holds.matches("<svg").count(),
+        2,
+        "one for each set to be forgotten"
+    );
     for part in [
-        "forget_probes/paraphrased_questions",
-        "retain/facts_by_image",
+        ">forget_probes <span",
+        "<th scope=\"row\">as it is</th>",
+        "<th scope=\"row\">paraphrased_questions</th>",
+        "<th scope=\"row\">facts_by_image</th>",
         "<td>3</td>",
         "ranked first",
         "the same gates on other neurons, 2 draws",

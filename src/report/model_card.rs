@@ -121,18 +121,25 @@ pub fn model_card(subject: &Subject<'_>) -> String {
 fn robustness(subject: &Subject<'_>) -> String {
     let found = Robustness::of(subject.probes, subject.evidence);
     let mut text = String::new();
-    if !found.asked.is_empty() {
+    if !found.sets.is_empty() {
         text += "Asked in other ways, before → after:\n\n| asked | samples |";
         for metric in &found.metrics {
             text += &format!(" {} |", escape(metric));
         }
         text += &format!("\n|---|---|{}\n", "---|".repeat(found.metrics.len()));
-        for row in &found.asked {
-            let kind = row.kind.as_str();
-            text += &format!("| {} ({kind}) | {} |", escape(&row.set), row.samples);
+        for (set, row) in found
+            .sets
+            .iter()
+            .flat_map(|set| set.rows.iter().map(move |row| (set, row)))
+        {
+            let kind = set.kind.as_str();
+            text += &format!("| {} ({kind}) | {} |", escape(&row.name), row.samples);
             for cell in &row.cells {
+                let interval = cell.interval.as_ref();
+                let interval =
+                    interval.map_or_else(String::new, |interval| format!(" ({interval})"));
                 text += &match (&cell.before, &cell.after) {
-                    (Some(before), Some(after)) => format!(" {before} → {after} |"),
+                    (Some(before), Some(after)) => format!(" {before} → {after}{interval} |"),
                     _ => " – |".to_owned(),
                 };
             }

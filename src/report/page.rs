@@ -5,6 +5,8 @@
 //! above all) is escaped by the template engine, everywhere; without a script the page shows
 //! everything and only filters are missing; the same inputs give the same bytes.
 
+use std::collections::BTreeMap;
+
 use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
@@ -12,7 +14,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::plot::intervals::{Mark, Point, Row};
 use super::plot::{heat, intervals, layers, tradeoff as settings};
-use super::robustness::Robustness;
+use super::robustness::{Robustness, place};
 use super::{Error, Subject, limits, number};
 use crate::check::Verdict;
 use crate::edit::Receipt;
@@ -54,8 +56,8 @@ struct Page {
     sets: Vec<Set>,
     comparisons: Comparisons,
     robustness: Option<Robustness>,
-    /// Names and facts told, of what must be forgotten, by probe.
-    probed: Option<Value>,
+    /// By set to be forgotten: names and facts told, by probe.
+    probed: BTreeMap<String, Value>,
     tradeoff: Option<Tradeoff>,
     gates: Option<Gates>,
     samples: Samples,
@@ -249,7 +251,7 @@ pub fn page(subject: &Subject<'_>) -> Result<String, Error> {
         comparisons: evidence.map(comparisons).unwrap_or_default(),
         robustness: Some(Robustness::of(subject.probes, evidence))
             .filter(|robustness| !robustness.is_empty()),
-        probed: subject.probes.map(probed).transpose()?.flatten(),
+        probed: subject.probes.map_or_else(|| Ok(BTreeMap::new()), probed)?,
         tradeoff: subject.sweep.map(tradeoff).transpose()?,
         gates: subject.plan.map(gates).transpose()?,
         samples: samples(subject),
@@ -355,16 +357,21 @@ fn figures(evidence: &Evidence) -> Result<Vec<Figure>, Error> {
     Ok(figures)
 }
 
-/// What every probe of a set to be forgotten still tells.
-fn probed(probes: &Evidence) -> Result<Option<Value>, Error> {
-    let sets = probes.sets.iter();
-    let sets = sets.filter(|set| set.kind == SetKind::Forget && set.probe.is_some());
-    let rows: Vec<Row> = sets.filter_map(|set| row(set, "leak_any")).collect();
-    if rows.is_empty() {
-        return Ok(None);
+/// What every probe of a set to be forgotten still tells, by set.
+fn probed(probes: &Evidence) -> Result<BTreeMap<String, Value>, Error> {
+    let mut rows: BTreeMap<String, Vec<Row>> = BTreeMap::new();
+    for set in &probes.sets {
+        let (name, label) = place(set, probes);
+        if let (SetKind::Forget, Some(row)) = (set.kind, row(set, "leak_any")) {
+            let rows = rows.entry(name.to_owned()).or_default();
+            rows.push(Row { label, ..row });
+        }
     }
-    let plot = intervals::plot(&rows).map_err(Error::Plot)?;
-    Ok(Some(Value::from_safe_string(plot)))
+    let plots = rows.into_iter().map(|(name, rows)| {
+        let plot = intervals::plot(&rows).map_err(Error::Plot)?;
+        Ok((name, Value::from_safe_string(plot)))
+    });
+    plots.collect()
 }
 
 fn row(set: &EvidenceSet, name: &str) -> Option<Row> {

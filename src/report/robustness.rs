@@ -29,8 +29,8 @@ const CONTROLLED: [&str; 3] = ["name_accuracy", "leak_any", "rouge_l_recall"];
 pub(super) struct Robustness {
     /// Titles of the metrics.
     pub(super) metrics: Vec<String>,
-    /// Every set as it is and every probe of it: what must be forgotten first.
-    pub(super) asked: Vec<AskedRow>,
+    /// Every set: what must be forgotten first.
+    pub(super) sets: Vec<AskedSet>,
     /// What each probe that was asked is.
     pub(super) probes: Vec<Asks>,
     /// Probes that could not be made, with the reason.
@@ -39,11 +39,21 @@ pub(super) struct Robustness {
     pub(super) controls: Vec<ControlRow>,
 }
 
+/// A set as it is, every probe of it, and the set again in other precisions.
+#[derive(Serialize)]
+pub(super) struct AskedSet {
+    pub(super) name: String,
+    pub(super) kind: SetKind,
+    pub(super) rows: Vec<AskedRow>,
+}
+
 /// A set, or a probe of it.
 #[derive(Serialize)]
 pub(super) struct AskedRow {
-    pub(super) set: String,
-    pub(super) kind: SetKind,
+    /// What was asked: `as it is`, a probe, or a precision.
+    pub(super) asked: String,
+    /// Its name in the file.
+    pub(super) name: String,
     pub(super) samples: usize,
     /// By metric.
     pub(super) cells: Vec<Change>,
@@ -55,6 +65,8 @@ pub(super) struct Change {
     /// Absent where neither model has it.
     pub(super) before: Option<String>,
     pub(super) after: Option<String>,
+    /// That of `after`.
+    pub(super) interval: Option<String>,
     /// Why there is no number.
     pub(super) reason: Option<String>,
 }
@@ -96,9 +108,20 @@ impl Robustness {
         };
         let shown: Vec<&str> = METRICS.iter().filter(has).copied().collect();
         robustness.metrics = shown.iter().map(|name| title(name)).collect();
-        let mut sets: Vec<&EvidenceSet> = probes.sets.iter().collect();
+        for set in &probes.sets {
+            let (name, label) = place(set, probes);
+            let row = asked(set, label, &shown);
+            match robustness.sets.iter_mut().find(|set| set.name == name) {
+                Some(set) => set.rows.push(row),
+                None => robustness.sets.push(AskedSet {
+                    name: name.to_owned(),
+                    kind: set.kind,
+                    rows: vec![row],
+                }),
+            }
+        }
+        let sets = &mut robustness.sets;
         sets.sort_by_key(|set| set.kind != SetKind::Forget);
-        robustness.asked = sets.into_iter().map(|set| asked(set, &shown)).collect();
         robustness.probes = PROBES
             .iter()
             .filter(|probe| {
@@ -116,24 +139,42 @@ impl Robustness {
 
     /// Whether there is anything to show.
     pub(super) fn is_empty(&self) -> bool {
-        self.asked.is_empty() && self.controls.is_empty()
+        self.sets.is_empty() && self.controls.is_empty()
     }
 }
 
-fn asked(set: &EvidenceSet, shown: &[&str]) -> AskedRow {
+/// The set that `set` was made of, and what of it was asked.
+pub(super) fn place<'p>(set: &'p EvidenceSet, probes: &'p Evidence) -> (&'p str, String) {
+    let name = set.set.as_str();
+    if let Some(probe) = &set.probe {
+        let of = name.strip_suffix(probe.as_str());
+        let of = of.and_then(|of| of.strip_suffix('/'));
+        return (of.unwrap_or(name), probe.clone());
+    }
+    let again = probes.sets.iter().find_map(|other| {
+        let precision = name.strip_prefix(other.set.as_str())?.strip_prefix('@')?;
+        Some((other.set.as_str(), format!("in {precision}")))
+    });
+    again.unwrap_or((name, "as it is".to_owned()))
+}
+
+fn asked(set: &EvidenceSet, asked: String, shown: &[&str]) -> AskedRow {
     let change = |name: &&str| {
         let of = |role: Role| set.models.get(&role)?.summary.get(name);
         let before = of(Role::Before).and_then(|estimate| estimate.value);
         let after = of(Role::After).filter(|estimate| estimate.value.is_some());
         Change {
             before: before.map(|value| number::value(name, value)),
-            after: after.map(|estimate| number::estimate(name, estimate)),
+            after: after
+                .and_then(|estimate| estimate.value)
+                .map(|value| number::value(name, value)),
+            interval: after.and_then(|estimate| number::interval(name, estimate)),
             reason: of(Role::After).and_then(|estimate| estimate.reason.clone()),
         }
     };
     AskedRow {
-        set: set.set.clone(),
-        kind: set.kind,
+        asked,
+        name: set.set.clone(),
         samples: set.samples,
         cells: shown.iter().map(change).collect(),
     }

@@ -1,6 +1,7 @@
 """Opens a report in headless Chromium and checks what a reader relies on.
 
     python tools/report/check_page.py REPORT.html [--sections ID …] [--models NAME …] [--screenshots FOLDER]
+        [--first-screen PNG]
 
 At phone and desktop width, light and dark: nothing on the console, nothing loaded, every plot drawn and
 not empty, no text cut and no sideways scrolling of the page, text with enough contrast, filters that the
@@ -191,18 +192,17 @@ def check_view(driver, check, name, screenshots):
         check(plot["size"] >= 9, f"plot {index}: labels can be read: {plot['size']:.1f} px high")
     faint = driver.execute_script(CONTRAST)
     check(not faint, f"contrast of text is 4.5 or more: {faint}")
+    for details in driver.find_elements(By.TAG_NAME, "details"):
+        driver.execute_script("arguments[0].open = false", details)
     if screenshots:
-        for details in driver.find_elements(By.TAG_NAME, "details"):
-            driver.execute_script("arguments[0].open = false", details)
         size = driver.execute_cdp_cmd("Page.getLayoutMetrics", {})["cssContentSize"]
-        shot = driver.execute_cdp_cmd(
-            "Page.captureScreenshot",
-            {
-                "captureBeyondViewport": True,
-                "clip": {"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1},
-            },
-        )
-        (screenshots / f"{name}.png").write_bytes(base64.b64decode(shot["data"]))
+        shoot(driver, screenshots / f"{name}.png", size["width"], size["height"])
+
+
+def shoot(driver, path, width, height):
+    clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
+    shot = driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True, "clip": clip})
+    path.write_bytes(base64.b64decode(shot["data"]))
 
 
 def main():
@@ -211,6 +211,7 @@ def main():
     parser.add_argument("--sections", nargs="*", default=[], help="ids of headings whose sections must have a plot")
     parser.add_argument("--models", nargs="*", default=[], help="models that every set must show")
     parser.add_argument("--screenshots", type=pathlib.Path, help="put a picture of each view there")
+    parser.add_argument("--first-screen", type=pathlib.Path, help="put a picture of what is seen first there")
     arguments = parser.parse_args()
     if arguments.screenshots:
         arguments.screenshots.mkdir(parents=True, exist_ok=True)
@@ -235,6 +236,8 @@ def main():
                 check(not broken, f"every picture is shown: {broken[:3]}")
                 check_content(driver, check, arguments.sections, arguments.models)
                 check_view(driver, check, f"{name}-{scheme}", arguments.screenshots)
+                if arguments.first_screen and (width, scheme) == (1280, "light"):
+                    shoot(driver, arguments.first_screen, width, 1240)
                 check_filters(driver, check)
                 console = [entry["message"] for entry in driver.get_log("browser")]
                 check(not console, f"nothing on the console: {console}")
