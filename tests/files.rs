@@ -429,6 +429,55 @@ fn what_a_dead_process_left_is_removed_by_the_next_run_and_a_live_one_is_left_al
     );
 }
 
+#[test]
+#[ignore = "run by the test below, which interrupts it"]
+fn child_that_is_interrupted_while_writing() {
+    let Some(dir) = std::env::var_os("KVW_TEST_FOLDER") else {
+        return;
+    };
+    kvw::files::interrupt::listen(|by| std::process::exit(128 + by.signal)).unwrap();
+    let staged = StagedFolder::create(&Path::new(&dir).join("out"), false).unwrap();
+    staged.write("half", b"half").unwrap();
+    write_atomic(&Path::new(&dir).join("done"), false, |file| {
+        file.write_all(b"whole")
+    })
+    .unwrap();
+    write_atomic(&Path::new(&dir).join("plan"), false, |file| {
+        file.write_all(b"half")?;
+        fs::write(Path::new(&dir).join("ready"), "")?;
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        Ok(())
+    })
+    .unwrap();
+}
+
+#[test]
+fn an_interrupted_process_takes_its_temporaries_away_and_says_by_its_code_which_signal_it_was() {
+    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args([
+                "--exact",
+                "child_that_is_interrupted_while_writing",
+                "--include-ignored",
+            ])
+            .env("KVW_TEST_FOLDER", dir.path())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        while !dir.path().join("ready").exists() {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let kill = Command::new("kill")
+            .args(["-s", signal, &child.id().to_string()])
+            .status();
+        assert!(kill.unwrap().success());
+        assert_eq!(child.wait().unwrap().code(), Some(code));
+        assert_eq!(names(dir.path()), ["done", "ready"]);
+    }
+}
+
 // ---------------------------------------------------------------- single files
 
 #[test]

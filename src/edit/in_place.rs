@@ -186,10 +186,10 @@ pub fn prepare(
     }
     logs.redo.finish(&index)?;
     // The way back is on the disk before the way forth is committed.
-    let way_back = undo.map(StagedFile::commit).transpose();
-    way_back?;
+    undo.map(StagedFile::commit).transpose()?;
     if let Err(error) = redo.commit() {
-        if let Some(log) = undo_log {
+        // Where only the folder's sync failed the patch is pending all the same, and the way back is needed.
+        if let Some(log) = undo_log.filter(|_| !journal::is_pending(folder)) {
             // It leads nowhere. The first error is the one to report.
             let _ = std::fs::remove_file(log);
         }
