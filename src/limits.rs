@@ -190,6 +190,15 @@ limits! {
     /// One line for each of [`FOLDER_FILES`].
     SUMS_BYTES: u64 = 32 << 20, Bytes, "`SHA256SUMS`",
         "files_past_their_limit_are_refused_before_they_are_read";
+    /// What is written, and torn, at a time.
+    JOURNAL_RECORD_BYTES: u64 = 1 << 20, Bytes, "a range of the journal of a change in place, or of an undo log",
+        "a_journal_past_its_limits_is_refused";
+    /// 256 GiB of full ones.
+    JOURNAL_RECORDS: usize = 1 << 18, Count, "ranges of a journal",
+        "a_journal_past_its_limits_is_refused";
+    /// The receipt, and what vouches for the folder, in base64.
+    JOURNAL_INDEX_BYTES: u64 = 64 << 20, Bytes, "the index of a journal",
+        "a_journal_past_its_limits_is_refused";
     /// A PEM file of a key takes a few hundred bytes.
     KEY_BYTES: u64 = 64 << 10, Bytes, "a key",
         "files_past_their_limit_are_refused_before_they_are_read";

@@ -30,7 +30,7 @@ use crate::files::journal::{self, Index, JournalFile, JournalWriter, Range, Roll
 use crate::files::{
     FolderLock, RECEIPT, Sha256, Sha256Hasher, StagedFile, VOUCHERS, available_bytes, read_limited,
 };
-use crate::limits::JSON_BYTES;
+use crate::limits::SUMS_BYTES;
 use crate::onnx::ByteSpan;
 
 /// What a patch would do, before it does anything.
@@ -175,7 +175,7 @@ pub fn prepare(
     for name in small.clone() {
         let there = tree
             .get(name)
-            .map(|entry| read_limited(&entry.path, JSON_BYTES));
+            .map(|entry| read_limited(&entry.path, SUMS_BYTES));
         index.set(name, there.transpose()?.as_deref());
     }
     if let Some(undo) = logs.undo.take() {

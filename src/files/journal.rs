@@ -34,19 +34,14 @@ use super::copy::{PatchTarget, open_regular};
 use super::interrupt::Listed;
 use super::lock::FolderLock;
 use super::new_folder::{RECEIPT, StagedFile, VOUCHERS, remove_orphans, sync_folder, write_atomic};
-use super::{Error, Sha256, Sha256Hasher};
+use super::{Error, Sha256, Sha256Hasher, json};
+use crate::limits::{JOURNAL_INDEX_BYTES, JOURNAL_RECORD_BYTES, JOURNAL_RECORDS};
 
 /// The journal's name in its folder.
 pub const JOURNAL: &str = ".kvw-journal";
 /// What the sectors of the ranges under way were.
 const WINDOW: &str = ".kvw-journal.window";
 
-/// The longest range of a record, in bytes.
-pub const MAX_RECORD: u64 = 1 << 20;
-/// Records of one journal: a terabyte of full ones.
-const MAX_RECORDS: usize = 1 << 20;
-/// The files that are replaced as a whole are receipts and what vouches for them.
-const MAX_INDEX: u64 = 64 << 20;
 /// Bytes that may be torn at any one time.
 const WINDOW_BYTES: u64 = 16 << 20;
 /// What a disk writes whole.
@@ -121,7 +116,7 @@ impl<'w> JournalWriter<'w> {
         Ok(writer)
     }
 
-    /// Adds a range with the bytes that it shall hold, at most [`MAX_RECORD`].
+    /// Adds a range with the bytes that it shall hold, at most [`JOURNAL_RECORD_BYTES`].
     ///
     /// # Errors
     /// [`Error::Io`], [`Error::DiskFull`].
@@ -146,6 +141,12 @@ impl<'w> JournalWriter<'w> {
         let at = self.at;
         let index = serde_json::to_vec(index);
         let index = index.map_err(|error| Error::io("write", self.out.path())(error.into()))?;
+        if index.len() as u64 > JOURNAL_INDEX_BYTES {
+            return Err(Error::Journal {
+                path: self.out.path().to_owned(),
+                found: format!("an index of {} bytes", index.len()),
+            });
+        }
         self.covered(&index)?;
         self.covered(&at.to_le_bytes())?;
         self.covered(&(index.len() as u64).to_le_bytes())?;
@@ -233,14 +234,17 @@ impl Journal {
             return Err(damaged("no end".to_owned()));
         }
         let index_end = index_at.checked_add(index_len);
-        if index_end != Some(len - FOOTER) || index_len > MAX_INDEX || index_at < magic_len {
+        if index_end != Some(len - FOOTER)
+            || index_len > JOURNAL_INDEX_BYTES
+            || index_at < magic_len
+        {
             return Err(damaged(format!(
                 "an index of {index_len} bytes at {index_at}"
             )));
         }
         let mut index_bytes = vec![0; usize::try_from(index_len).unwrap_or(usize::MAX)];
         read(index_at, &mut index_bytes)?;
-        let index: Index = serde_json::from_slice(&index_bytes)
+        let index: Index = json::read_format(&index_bytes)
             .map_err(|error| damaged(format!("an index that is none: {error}")))?;
         for name in index.whole.keys() {
             if name != RECEIPT && !VOUCHERS.contains(&name.as_str()) {
@@ -253,7 +257,7 @@ impl Journal {
         while at < index_at {
             let mut header = [0; 80];
             let left = index_at - at;
-            if left <= HEADER || records.len() >= MAX_RECORDS {
+            if left <= HEADER || records.len() >= JOURNAL_RECORDS {
                 return Err(damaged(format!("{left} bytes after the last record")));
             }
             read(at, &mut header)?;
@@ -268,7 +272,7 @@ impl Journal {
             let fits = index.files.get(file).zip(range_end);
             let fits = fits.is_some_and(|(file, end)| end <= file.bytes);
             let ascends = (number, offset) >= end;
-            if !fits || !ascends || len == 0 || len > MAX_RECORD || len > left - HEADER {
+            if !fits || !ascends || len == 0 || len > JOURNAL_RECORD_BYTES || len > left - HEADER {
                 return Err(damaged(format!(
                     "a range of {len} bytes at {offset} of file {number}"
                 )));
@@ -607,7 +611,7 @@ impl Window {
         };
         let mut bytes = Vec::new();
         // Sectors are cut at both ends of each range.
-        let longest = 8 + 8 * (WINDOW_BYTES / SECTOR + 2 * MAX_RECORDS as u64);
+        let longest = 8 + 8 * (WINDOW_BYTES / SECTOR + 2 * JOURNAL_RECORDS as u64);
         (file
             .take(longest.min(metadata.len()))
             .read_to_end(&mut bytes))
@@ -740,10 +744,10 @@ mod tests {
         fn new() -> Case {
             let dir = tempfile::tempdir().unwrap();
             fs::create_dir(dir.path().join("onnx")).unwrap();
-            let old: Vec<u8> = (0..(RANGES + 1) * MAX_RECORD)
+            let old: Vec<u8> = (0..(RANGES + 1) * JOURNAL_RECORD_BYTES)
                 .map(|at| (at % 251) as u8)
                 .collect();
-            let changed = (RANGES * MAX_RECORD) as usize;
+            let changed = (RANGES * JOURNAL_RECORD_BYTES) as usize;
             let mut new = old.clone();
             new[..changed].iter_mut().for_each(|byte| *byte ^= 0xff);
             fs::write(dir.path().join(FILE), &old).unwrap();
@@ -765,8 +769,8 @@ mod tests {
             let mut file = StagedFile::create(path, false).unwrap();
             let mut writer = JournalWriter::begin(&mut file).unwrap();
             for range in 0..RANGES {
-                let offset = range * MAX_RECORD;
-                let bytes = offset as usize..(offset + MAX_RECORD) as usize;
+                let offset = range * JOURNAL_RECORD_BYTES;
+                let bytes = offset as usize..(offset + JOURNAL_RECORD_BYTES) as usize;
                 let range = Range {
                     file: 0,
                     offset,
@@ -814,9 +818,9 @@ mod tests {
             self.patch(0, &self.new[..at as usize]);
             Window::write(&targets, window, 16).unwrap();
             // Half of a range, some sectors of the next, as a disk without order would have it.
-            let half = at + MAX_RECORD / 2;
+            let half = at + JOURNAL_RECORD_BYTES / 2;
             self.patch(at, &self.new[at as usize..half as usize]);
-            let scattered = at + MAX_RECORD + 7 * SECTOR;
+            let scattered = at + JOURNAL_RECORD_BYTES + 7 * SECTOR;
             self.patch(
                 scattered,
                 &self.new[scattered as usize..][..SECTOR as usize],
@@ -831,7 +835,7 @@ mod tests {
         let lock = case.begin();
         assert!(is_pending(case.folder()) && case.holds(&case.old));
         let done = roll_forward(case.folder(), &lock).unwrap().unwrap();
-        assert_eq!((done.bytes, done.files), (RANGES * MAX_RECORD, 1));
+        assert_eq!((done.bytes, done.files), (RANGES * JOURNAL_RECORD_BYTES, 1));
         assert!(case.holds(&case.new));
         assert_eq!(case.names(), ["kvw.json", "onnx"]);
         assert_eq!(roll_forward(case.folder(), &lock).unwrap(), None);
@@ -850,9 +854,9 @@ mod tests {
     fn a_byte_that_somebody_else_wrote_stops_it_before_the_first_write() {
         // In a range that nothing was done to yet, in one that is done, and in a torn one.
         for (torn, at) in [
-            (false, 20 * MAX_RECORD + 5),
+            (false, 20 * JOURNAL_RECORD_BYTES + 5),
             (true, 3),
-            (true, 16 * MAX_RECORD + 600_000),
+            (true, 16 * JOURNAL_RECORD_BYTES + 600_000),
         ] {
             let case = Case::new();
             let lock = match torn {
@@ -865,7 +869,7 @@ mod tests {
             let Error::Neither { offset, .. } = error else {
                 panic!("{error}")
             };
-            assert!(offset <= at && at < offset + MAX_RECORD);
+            assert!(offset <= at && at < offset + JOURNAL_RECORD_BYTES);
             assert!(case.holds(&before) && is_pending(case.folder()));
         }
     }
@@ -918,6 +922,47 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         let error = roll_forward(case.folder(), &lock).unwrap_err();
         assert!(matches!(error, Error::Journal { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_journal_past_its_limits_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        let index = |bytes| Index {
+            files: vec![JournalFile {
+                path: FILE.to_owned(),
+                bytes,
+            }],
+            whole: BTreeMap::new(),
+        };
+        let refused = |records: u64, len: u64| {
+            let mut file = StagedFile::create(&path, true).unwrap();
+            let mut writer = JournalWriter::begin(&mut file).unwrap();
+            let (old, new) = ([0; 32].into(), [1; 32].into());
+            let bytes = vec![0; len as usize];
+            for record in 0..records {
+                let offset = record * len;
+                let range = Range {
+                    file: 0,
+                    offset,
+                    old,
+                    new,
+                };
+                writer.record(&range, &bytes).unwrap();
+            }
+            writer.finish(&index(u64::MAX)).unwrap();
+            file.commit().unwrap();
+            Journal::open(&path).is_err()
+        };
+        assert!(!refused(1, JOURNAL_RECORD_BYTES));
+        assert!(refused(1, JOURNAL_RECORD_BYTES + 1));
+        assert!(!refused(JOURNAL_RECORDS as u64, 1));
+        assert!(refused(JOURNAL_RECORDS as u64 + 1, 1));
+        let mut file = StagedFile::create(&path, true).unwrap();
+        let mut large = index(0);
+        large.set("kvw.json", Some(&vec![0; JOURNAL_INDEX_BYTES as usize]));
+        let writer = JournalWriter::begin(&mut file).unwrap();
+        assert!(writer.finish(&large).is_err());
     }
 
     #[test]

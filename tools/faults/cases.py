@@ -64,7 +64,6 @@ def cases():
             ["model", "data", "retain.kc"],
             runs_model=True,
         ),
-        Case("unlearn", ["unlearn", "model"] + data + gamma + ["-o", "out"], ["out", "out.evaluation.json"], ["model", "data"], runs_model=True),
         Case(
             "sweep",
             ["sweep", "model"] + data + ["--gamma", "0.4,0.8", "--layers", "0-2", "-o", "sweep.json"],

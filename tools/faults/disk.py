@@ -111,12 +111,12 @@ def full(kvw, store, work, kind, wanted):
         print(f"| full {kind} | {verb.name} | {done + refused} sizes | {refused} refused, {done} done |", flush=True)
 
 
-def cut(kvw, store, work, wanted, cuts):
+def cut(kvw, store, work, wanted, cuts, verbs):
     """Shuts the file system down under the verb, and mounts it again."""
     folder = work / "mounted"
     folder.mkdir(exist_ok=True)
     log = work / "calls.log"
-    for verb in VERBS:
+    for verb in verbs:
         image = image_of(work, 48 << 20)
         if not mount(folder, image):
             print("skipped: power cuts (needs root and loop devices)")
@@ -186,6 +186,7 @@ def main():
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("kvw", type=Path)
     arguments.add_argument("--cuts", type=int, default=30)
+    arguments.add_argument("--only", help="a verb: apply, or apply --in-place; and no full disks")
     arguments = arguments.parse_args()
     missing = [tool for tool in ("strace", "mkfs.ext4", "mount") if not shutil.which(tool)]
     if missing or os.geteuid() != 0:
@@ -203,9 +204,10 @@ def main():
             lay(store, folder)
             run(kvw, *verb.arguments, cwd=folder)
             wanted[verb.name] = {name: found for name, found in state(folder, verb).items() if found}
-        for kind in ("tmpfs", "ext4"):
+        for kind in ("tmpfs", "ext4") if not arguments.only else ():
             full(kvw, store, work, kind, wanted)
-        cut(kvw, store, work, wanted, arguments.cuts)
+        verbs = [verb for verb in VERBS if arguments.only in (None, verb.name)]
+        cut(kvw, store, work, wanted, arguments.cuts, verbs)
     sys.exit(bool(FAILED))
 
 
