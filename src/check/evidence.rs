@@ -97,6 +97,10 @@ fn agreement(verdict: &mut Verdict, evidence: &Evidence, policy: &Policy) {
                 agreement.tolerance
             );
             let failed = (!agreement.holds()).then(|| {
+                if agreement.is_untouched() {
+                    let message = "the gates changed no logit that was compared".to_owned();
+                    return Finding::new(Code::AgreementFailed, message);
+                }
                 let message = format!(
                     "logits differ by {:.3e}: more than {:.0e} of the largest ({:.3e}) or a tenth of \
                      what the gates change ({:.3e})",

@@ -27,5 +27,32 @@ impl Agreement {
     pub fn holds(&self) -> bool {
         self.max_difference <= self.tolerance * self.max_logit
             && self.max_difference <= 0.1 * self.effect
+            && !self.is_untouched()
+    }
+
+    /// Whether the gates change no logit: a vision encoder's, say, of a model that does not look. Whatever was
+    /// written, it answers as before.
+    pub fn is_untouched(&self) -> bool {
+        self.effect <= 0.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Agreement;
+
+    #[test]
+    fn two_models_that_agree_with_the_original_too_were_not_unlearned() {
+        let mut agreement = Agreement {
+            max_difference: 0.0,
+            effect: 1e-3,
+            max_logit: 1.0,
+            same_argmax: 1.0,
+            positions: 1,
+            tolerance: 1e-5,
+        };
+        assert!(agreement.holds() && !agreement.is_untouched());
+        agreement.effect = 0.0;
+        assert!(!agreement.holds() && agreement.is_untouched());
     }
 }

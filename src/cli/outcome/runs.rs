@@ -3,13 +3,36 @@
 use super::{Cause, verification};
 use crate::{eval, kvw, pipeline, sweep};
 
-/// The edited model does not compute what the gated one computes.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "the edited model is not the gated one: logits differ by {:.3e}, expected at most {:.0e} of the largest ({:.3e}) and a tenth of what the gates change ({:.3e})",
-    .0.max_difference, .0.tolerance, .0.max_logit, .0.effect
-)]
+/// The edited model does not compute what the gated one computes, or both what the original does.
+#[derive(Debug)]
 pub(crate) struct Disagreement(pub(crate) eval::Agreement);
+
+impl std::error::Error for Disagreement {}
+
+impl std::fmt::Display for Disagreement {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let eval::Agreement {
+            max_difference,
+            effect,
+            max_logit,
+            tolerance,
+            positions,
+            ..
+        } = self.0;
+        if self.0.is_untouched() {
+            return write!(
+                f,
+                "nothing was unlearned: the gates change no logit at any of {positions} positions"
+            );
+        }
+        write!(
+            f,
+            "the edited model is not the gated one: logits differ by {max_difference:.3e}, expected at most \
+             {tolerance:.0e} of the largest ({max_logit:.3e}) and a tenth of what the gates change \
+             ({effect:.3e})"
+        )
+    }
+}
 
 /// Whether the job ran, and its result does not hold.
 pub(super) fn failed(cause: &Cause) -> bool {
