@@ -451,29 +451,44 @@ fn child_that_is_interrupted_while_writing() {
     .unwrap();
 }
 
-#[test]
-fn an_interrupted_process_takes_its_temporaries_away_and_says_by_its_code_which_signal_it_was() {
-    for (signal, code) in [("INT", 130), ("TERM", 143), ("HUP", 129)] {
-        let dir = tempfile::tempdir().unwrap();
-        let mut child = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "child_that_is_interrupted_while_writing",
-                "--include-ignored",
-            ])
-            .env("KVW_TEST_FOLDER", dir.path())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        while !dir.path().join("ready").exists() {
-            assert!(child.try_wait().unwrap().is_none());
-            std::thread::sleep(std::time::Duration::from_millis(5));
-        }
+/// Runs the test above under a shell that does `first`, until it writes, and sends it `signals`. Returns its exit code.
+fn interrupted(dir: &Path, first: &str, signals: &[&str]) -> Option<i32> {
+    let mut child = Command::new("sh")
+        .args(["-c", &format!("{first} exec \"$0\" \"$@\"")])
+        .arg(std::env::current_exe().unwrap())
+        .args([
+            "--exact",
+            "child_that_is_interrupted_while_writing",
+            "--include-ignored",
+        ])
+        .env("KVW_TEST_FOLDER", dir)
+        .stdout(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    while !dir.join("ready").exists() {
+        assert!(child.try_wait().unwrap().is_none());
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    for signal in signals {
         let kill = Command::new("kill")
             .args(["-s", signal, &child.id().to_string()])
             .status();
         assert!(kill.unwrap().success());
-        assert_eq!(child.wait().unwrap().code(), Some(code));
+    }
+    child.wait().unwrap().code()
+}
+
+#[test]
+fn an_interrupted_process_takes_its_temporaries_away_and_says_by_its_code_which_signal_it_was() {
+    for (first, signals, code) in [
+        ("", &["INT"][..], 130),
+        ("", &["TERM"], 143),
+        ("", &["HUP"], 129),
+        // As `nohup` has it: the first one is not heard.
+        ("trap '' HUP;", &["HUP", "TERM"], 143),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(interrupted(dir.path(), first, signals), Some(code));
         assert_eq!(names(dir.path()), ["done", "ready"]);
     }
 }

@@ -92,12 +92,15 @@ pub struct Interrupted {
     pub pending: Vec<PathBuf>,
 }
 
-/// From now on an interrupt removes this process's temporaries and then calls `end`, which ends the process.
+/// From now on an interrupt removes this process's temporaries and then calls `end`, which ends the process. A signal that
+/// whoever started this process had it ignore (`nohup`, a job in the background) stays ignored.
 ///
 /// # Errors
 /// The signals cannot be had.
 pub fn listen(end: impl Fn(Interrupted) + Send + 'static) -> io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let ignored = ignored();
+    let heard = [SIGINT, SIGTERM, SIGHUP].into_iter();
+    let mut signals = Signals::new(heard.filter(|signal| ignored >> (signal - 1) & 1 == 0))?;
     let wait = move || {
         for signal in signals.forever() {
             // Held to the end, so that nothing is renamed or begun any more.
@@ -116,6 +119,14 @@ pub fn listen(end: impl Fn(Interrupted) + Send + 'static) -> io::Result<()> {
         .name("interrupts".to_owned())
         .spawn(wait)
         .map(|_| ())
+}
+
+/// The signals that this process ignores, a bit each, as Linux tells; elsewhere none.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or(0)
 }
 
 /// Other threads may still be putting files there: again until it is gone.

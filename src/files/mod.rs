@@ -208,6 +208,10 @@ impl Error {
                 Some("write a new folder with -o instead of changing this file".to_owned())
             }
             Error::Busy { .. } => Some("wait until it is done".to_owned()),
+            Error::Journal { path, .. } if path.ends_with(journal::JOURNAL) => Some(
+                "the disk is at fault, or the folder was changed meanwhile: restore the model from a copy, then delete the journal"
+                    .to_owned(),
+            ),
             Error::Neither { .. } => Some(
                 "something else wrote to the model: restore the file from a copy, and run again"
                     .to_owned(),
