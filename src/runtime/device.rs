@@ -178,8 +178,11 @@ fn start_cuda(
         return (builder, Some(error));
     }
     preload_cuda(located);
+    // ONNX Runtime's own default is TF32, which rounds float32 factors to 11 bits: coefficients would differ from
+    // the CPU's by a thousandth.
     let cuda = CUDA::default()
         .with_device_id(index)
+        .with_tf32(false)
         .build()
         .error_on_failure();
     match builder.with_execution_providers([cuda]) {
