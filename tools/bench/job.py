@@ -120,7 +120,14 @@ def main():
                     stages.append(json.loads(theirs[-1].output))
                 shutil.rmtree(out[name] / "model")
             agreement.append(compare(out["kvw"], out["pytorch"]))
-        print(f"round {number + 1} of {arguments.rounds}: load average {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+        cpu = sum(run.cpu for run in ours[-1].values()), theirs[-1].cpu
+        wall = sum(run.wall for run in ours[-1].values()), theirs[-1].wall
+        print(
+            f"round {number + 1} of {arguments.rounds}: kvw {wall[0]:.1f} s (CPU {cpu[0]:.1f}), PyTorch {wall[1]:.1f} s (CPU {cpu[1]:.1f}), "
+            f"load average {os.getloadavg()[0]:.1f}, apart {agreement[-1]}",
+            file=sys.stderr,
+            flush=True,
+        )
 
     print(
         f"\nthe whole job: {arguments.retain} retain and {arguments.forget} forget samples, {arguments.threads} thread(s), "
