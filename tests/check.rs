@@ -609,6 +609,67 @@ fn the_guides_commands_work_as_they_stand() {
     assert!(count >= 6, "{count}");
 }
 
+/// What a workflow runs: `tools/action/action.yml` puts its inputs into the environment of this script.
+#[test]
+fn the_actions_steps_annotate_summarize_and_fail_as_the_check_does() {
+    let folder = copy();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tools/action/check.sh");
+    let beside = Path::new(env!("CARGO_BIN_EXE_kvw")).parent().unwrap();
+    let path = format!("{}:{}", beside.display(), std::env::var("PATH").unwrap());
+    let act = |policy: &str| {
+        let mut command = Command::new("bash");
+        command.current_dir(folder.path()).arg(&script);
+        for (name, value) in [
+            ("PATH", path.as_str()),
+            ("FOLDER", "kvw-demo/unlearned"),
+            ("POLICY", policy),
+            ("EVIDENCE", "kvw-demo/unlearned.evaluation.json"),
+            ("ORIGINAL", "kvw-demo/model"),
+            ("JUNIT", "kvw-check.xml"),
+            ("GITHUB_STEP_SUMMARY", "summary.md"),
+        ] {
+            command.env(name, value);
+        }
+        let output = command.output().unwrap();
+        (
+            output.status.code().unwrap(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+            fs::read_to_string(folder.path().join("kvw-check.xml")).unwrap(),
+            fs::read_to_string(folder.path().join("summary.md")).unwrap(),
+        )
+    };
+    let (code, annotations, junit, summary) = act("kvw-demo/policy.toml");
+    assert_eq!(code, 0);
+    assert!(
+        annotations.contains("::warning file=kvw-demo/policy.toml"),
+        "{annotations}"
+    );
+    assert!(
+        junit.contains("<testsuites") && !junit.contains("<failure"),
+        "{junit}"
+    );
+    assert!(summary.contains("kvw check: PASSED"), "{summary}");
+    let strict = "version = 1\n[[threshold]]\nset = \"forget\"\nmetric = \"leak_any\"\nmax = 0.0\n";
+    fs::write(folder.path().join("strict.toml"), strict).unwrap();
+    let (code, annotations, junit, summary) = act("strict.toml");
+    assert_eq!(code, 1);
+    assert!(
+        annotations.contains("::error file=strict.toml,line=4"),
+        "{annotations}"
+    );
+    assert!(junit.contains("<failure"), "{junit}");
+    assert!(summary.contains("kvw check: PASSED") && summary.contains("kvw check: FAILED"));
+    // Every input of the action reaches the script.
+    let action = fs::read_to_string(script.with_file_name("action.yml")).unwrap();
+    for input in ["FOLDER", "POLICY", "EVIDENCE", "ORIGINAL", "JUNIT"] {
+        let name = input.to_lowercase();
+        assert!(
+            action.contains(&format!("{input}: ${{{{ inputs.{name} }}}}")),
+            "{input}"
+        );
+    }
+}
+
 #[test]
 fn the_guide_lists_every_code_with_its_severity_and_meaning() {
     let guide = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/ci.md");
