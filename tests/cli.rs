@@ -1847,19 +1847,29 @@ fn probes_ask_in_other_ways_and_say_what_they_could_not() {
         "{asked:?}"
     );
 
-    let refused = kvw(folder.path())
-        .args(["probe", &format!("{DEMO}/model"), "--plan", "p.plan"])
-        .args([
-            "--forget",
-            &data("shapes"),
-            "--retain",
-            &data("retain_heldout"),
-        ])
-        .args(["--limit", "1", "--control", "other-people"])
-        .output()
-        .unwrap();
-    assert_eq!(refused.status.code(), Some(2));
-    assert!(text(&refused.stderr).contains("expected names in the forget set"));
+    let shapes = data("shapes");
+    let retain = data("retain_heldout");
+    for (sets, complaint) in [
+        (
+            &["--forget", &shapes, "--retain", &retain][..],
+            "expected names in the forget set",
+        ),
+        (
+            &["--forget", &retain],
+            "expected a retain set to draw other people from",
+        ),
+    ] {
+        // Before ONNX Runtime is asked for anything.
+        let refused = kvw(folder.path())
+            .args(["probe", &format!("{DEMO}/model"), "--plan", "p.plan"])
+            .args(sets)
+            .args(["--control", "other-people", "--ort-lib", "no-such-library"])
+            .output()
+            .unwrap();
+        assert_eq!(refused.status.code(), Some(2));
+        let told = text(&refused.stderr);
+        assert!(told.contains(complaint), "{told}");
+    }
 }
 
 #[test]

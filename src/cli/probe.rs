@@ -13,7 +13,7 @@ use super::eval::{header, show};
 use super::outcome::Outcome;
 use super::printer::{Printer, table};
 use crate::bundle::Bundle;
-use crate::dataset::Sample;
+use crate::dataset::{Dataset, Sample};
 use crate::edit::gates_digest;
 use crate::eval::{
     Control, ControlKind, EvaluatedSet, Evidence, EvidenceSet, Role, SCHEMA_VERSION, SetKind,
@@ -22,7 +22,7 @@ use crate::eval::{
 use crate::files::write_atomic;
 use crate::kvw;
 use crate::pipeline::{Error, Model, check_different, check_identity};
-use crate::probe::{self, Asked, Asking, Controls, PROBES, Wanted, questions};
+use crate::probe::{self, Asked, Asking, Controls, PROBES, Wanted, check_controls, questions};
 use crate::runtime::Decoder;
 
 /// Ask for the same knowledge in other ways: does the forgetting hold?
@@ -118,6 +118,16 @@ fn parse_control(text: &str) -> Result<Wanted, String> {
 }
 
 impl ControlArguments {
+    /// Fails early where what was asked for cannot be had of these sets.
+    pub(super) fn check(
+        &self,
+        forget: &Dataset,
+        retain: Option<&Dataset>,
+    ) -> Result<(), probe::Error> {
+        let retain = retain.map(|retain| retain.samples.as_slice());
+        check_controls(&self.controls, &forget.samples, retain, self.control_seed)
+    }
+
     /// Runs what was asked for, on the sets forget and retain.
     pub(super) fn run(
         &self,
@@ -164,6 +174,7 @@ impl ProbeVerb {
         if let Some(retain) = &retain {
             check_different(&forget, retain)?;
         }
+        self.controls.check(&forget, retain.as_ref())?;
         let extra = read_sets(&self.eval, &self.reading, printer)?;
         let sets = EvaluatedSet::all(
             [

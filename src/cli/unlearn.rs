@@ -165,6 +165,7 @@ impl Unlearn {
         if let Some(retain) = &retain {
             check_different(&forget, retain)?;
         }
+        self.controls.check(&forget, retain.as_ref())?;
         let reference = self
             .reference
             .as_ref()

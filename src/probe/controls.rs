@@ -21,6 +21,29 @@ pub struct Wanted {
     pub draws: usize,
 }
 
+/// Fails where a control that is `wanted` cannot be had of these sets, before anything is run.
+///
+/// # Errors
+/// There is no retain set to draw people from, or nobody in it to draw.
+pub fn check_controls(
+    wanted: &[Wanted],
+    forget: &[Sample],
+    retain: Option<&[Sample]>,
+    seed: u64,
+) -> Result<(), Error> {
+    for wanted in wanted {
+        if wanted.kind == ControlKind::OtherPeople {
+            draw(
+                forget,
+                retain.ok_or(Error::NoRetainSet)?,
+                wanted.draws,
+                seed,
+            )?;
+        }
+    }
+    Ok(())
+}
+
 /// What controls are run on.
 pub struct Controls<'a, 'm> {
     /// The untouched model.

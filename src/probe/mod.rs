@@ -15,7 +15,7 @@ pub mod people;
 use ndarray::Array1;
 
 pub use ask::{Asked, Asking, questions};
-pub use controls::{Controls, Wanted};
+pub use controls::{Controls, Wanted, check_controls};
 pub use derive::{Material, PROBES, Probe};
 pub use error::Error;
 
