@@ -1,6 +1,6 @@
 """A Qwen2-VL of 0.59 B random parameters, twice: transformers' own checkpoint, and its ONNX export; and data for a whole job.
 
-    pip install -r tools/bench/requirements.txt
+    pip install -r tools/bench/requirements-lvlm.txt
     python tools/bench/make_lvlm.py FOLDER
 
 writes to FOLDER:
