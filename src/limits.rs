@@ -118,7 +118,7 @@ limits! {
     /// The largest in use (262,144 words) has 33 MB.
     TOKENIZER_BYTES: u64 = 128 << 20, Bytes, "`tokenizer.json`",
         "files_past_their_limit_are_refused_before_they_are_read";
-    /// Beside 24 times the file's bytes.
+    /// Beside 32 times the file's bytes: one of 12 MB takes 25 times that.
     TOKENIZER_MEMORY: u64 = 64 << 20, Bytes, "memory of the child that loads a small `tokenizer.json`",
         "a_reader_past_its_budget_is_a_fault_and_no_more";
     /// The longest in use (tool-calling models) have 30 kB.

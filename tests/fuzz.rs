@@ -580,3 +580,90 @@ fn signatures_sums_and_keys() {
         },
     );
 }
+
+/// A journal with the digest that its bytes ask for: else every damaged one ends at the digest.
+fn sealed(mut journal: Vec<u8>) -> Vec<u8> {
+    let number = |bytes: &[u8]| usize::try_from(u64::from_le_bytes(bytes.try_into().unwrap()));
+    let Some(footer) = journal.len().checked_sub(56).filter(|at| *at >= 16) else {
+        return journal;
+    };
+    let index_at = number(&journal[footer..footer + 8])
+        .unwrap_or(0)
+        .clamp(16, footer);
+    let mut hasher = kvw::files::Sha256Hasher::default();
+    hasher.update(&journal[..16]);
+    let mut at = 16;
+    while at + 80 <= index_at {
+        hasher.update(&journal[at..at + 80]);
+        let length = u32::from_le_bytes(journal[at + 4..at + 8].try_into().unwrap());
+        at = at.saturating_add(80).saturating_add(length as usize);
+    }
+    hasher.update(&journal[index_at..footer + 16]);
+    let digest = hasher.finish();
+    journal[footer + 16..footer + 48].copy_from_slice(digest.as_bytes());
+    journal
+}
+
+#[test]
+fn journals() {
+    use kvw::files::journal::{self, Index, Journal, JournalFile, JournalWriter, Range};
+    use kvw::files::{FolderLock, Sha256};
+    let place = Place::of("journal");
+    let folder = place.folder.join("model");
+    fs::create_dir_all(&folder).unwrap();
+    let place = place.named(&format!("model/{}", journal::JOURNAL));
+    let _ = fs::remove_file(&place.input);
+    let (secret, model) = (place.folder.join("secret"), folder.join("a.bin"));
+    let (old, new) = ([1; 700], [2; 700]);
+    fs::write(&secret, old).unwrap();
+    fs::write(&model, old).unwrap();
+    let up = folder.join("up");
+    if up.symlink_metadata().is_err() {
+        std::os::unix::fs::symlink("../secret", up).unwrap();
+    }
+    let lock = FolderLock::take(&folder).unwrap();
+    let mut staged = journal::begin(&folder, &lock).unwrap();
+    let mut writer = JournalWriter::begin(&mut staged).unwrap();
+    for (offset, len) in [(0, 100), (512, 188)] {
+        let range = Range {
+            file: 0,
+            offset,
+            old: Sha256::of_bytes(&old[..len]),
+            new: Sha256::of_bytes(&new[..len]),
+        };
+        writer.record(&range, &new[..len]).unwrap();
+    }
+    let mut index = Index {
+        files: vec![JournalFile {
+            path: "a.bin".into(),
+            bytes: 700,
+        }],
+        whole: Default::default(),
+    };
+    index.set("kvw.json", Some(b"{}"));
+    index.set("model.sig", None);
+    writer.finish(&index).unwrap();
+    staged.commit().unwrap();
+    let seed = fs::read(&place.input).unwrap();
+    let words = [
+        "../secret",
+        "up",
+        "/etc/passwd",
+        "\"a.bin\"",
+        "null",
+        "18446744073709551615",
+        "kvw.json",
+    ];
+    fuzz(&place, &[seed], &words, |path, data| {
+        for journal in [data.to_vec(), sealed(data.to_vec())] {
+            fs::write(&model, old).unwrap();
+            fs::write(path, journal).unwrap();
+            let _ = Journal::open(path);
+            let rolled = journal::roll_forward(&folder, &lock);
+            assert_eq!(fs::read(&secret).unwrap(), old);
+            let now = fs::read(&model).unwrap();
+            assert_eq!(now.len(), old.len());
+            assert!(rolled.is_ok() || now == old, "{rolled:?}: half a patch");
+        }
+    });
+}

@@ -341,14 +341,19 @@ impl Journal {
         })
     }
 
-    /// Whether every range of `targets` holds what it held when the journal was written, or what it shall hold. A
-    /// torn range is told from a foreign one by the window's file.
+    /// Whether every range of `targets` holds what it held when the journal was written, or what it shall hold, and
+    /// the journal's own bytes are those that were written. A torn range is told from a foreign one by the window's file.
     ///
     /// # Errors
     /// [`Error::Neither`] with the first range that holds something else.
     pub fn check(&self, targets: &Targets) -> Result<(), Error> {
         let mut first = 0;
         for window in self.windows() {
+            // A journal whose own bytes were damaged since must not be found out half way through.
+            (window.par_iter()).try_for_each(|record| match self.state(record, targets)? {
+                State::New => Ok(()),
+                State::Old | State::Neither => self.new_bytes(record).map(drop),
+            })?;
             for record in self.neither(window, targets)? {
                 let kept = Window::read(&targets.folder, first)?;
                 let at = self.torn(&record, window, targets, kept.as_ref())?;

@@ -147,7 +147,7 @@ fn confined(path: &Path, bytes: usize) -> Result<(), Error> {
 pub(crate) const TOKENIZER: &str = "tokenizer";
 
 /// Bytes of memory that a byte of `tokenizer.json` may become while it is loaded.
-const TOKENIZER_AMPLIFICATION: u64 = 24;
+const TOKENIZER_AMPLIFICATION: u64 = 32;
 
 /// The confined part: loads a `tokenizer.json`, and gives nothing.
 pub(crate) fn load(mut file: File, _: confine::Sink<'_>) -> Result<(), String> {
