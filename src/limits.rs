@@ -73,7 +73,7 @@ macro_rules! limits {
         pub const ALL: &[Limit] = &[$(Limit {
             name: stringify!($name),
             of: $of,
-            value: $value as u64,
+            value: $name as u64,
             unit: Unit::$unit,
             why: concat!($($why),+),
             test: $test,
@@ -133,6 +133,12 @@ limits! {
     /// Nobody indents further, and `tojson(indent=1e9)` takes gigabytes.
     TEMPLATE_INDENT: usize = 16, Count, "spaces by which `tojson` indents",
         "a_template_that_runs_forever_or_eats_memory_is_stopped";
+    /// A conversation takes a thousandth.
+    TEMPLATE_MEMORY: u64 = 256 << 20, Bytes, "memory of the child that renders a chat template first",
+        "templates_and_tokenizers_that_explode_do_so_in_a_child";
+    /// A conversation takes a thousandth.
+    TEMPLATE_SECONDS: u64 = 10, Count, "processor seconds of that child",
+        "templates_and_tokenizers_that_explode_do_so_in_a_child";
 
     /// A million long captions fit; a model file named by mistake does not.
     JSONL_BYTES: u64 = 512 << 20, Bytes, "a JSONL file",
@@ -146,7 +152,7 @@ limits! {
     /// Rows are held in memory, pictures included. CLEAR's largest set has some 0.7 GB.
     TABLE_BYTES: u64 = 8 << 30, Bytes, "the rows of a parquet data set",
         "a_parquet_file_that_claims_more_than_is_held_is_refused";
-    /// Where the rows of a shard may take 512 MiB, and 64 times its bytes.
+    /// Beside 64 times the file's bytes: rows may repeat a picture that the file holds once.
     TABLE_ALLOWANCE: u64 = 512 << 20, Bytes, "the rows of a small parquet file",
         "a_small_parquet_file_cannot_become_a_large_one";
     /// `datasets` nests lists and structs some four deep.

@@ -489,3 +489,33 @@ fn a_reader_past_its_budget_is_a_fault_and_no_more() {
     let (nobody, _) = read("nobody", 32 << 20, 10);
     assert!(matches!(nobody, Err(Fault::Died(_))), "{nobody:?}");
 }
+
+#[test]
+fn templates_and_tokenizers_that_explode_do_so_in_a_child() {
+    confine::enable(env!("CARGO_BIN_EXE_kvw").into());
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str| folder.path().join(name);
+    fs::write(file("config.json"), r#"{"model_type": "x"}"#).unwrap();
+    let template = "{% set n = namespace(v=[1]) %}{% for i in range(60) %}{% set n.v = n.v + n.v %}{% endfor %}{{ n.v }}";
+    fs::write(file("chat_template.jinja"), template).unwrap();
+    let error = message(ChatTemplate::open(&ModelDir::open(folder.path()).unwrap())).unwrap_err();
+    assert!(error.contains("reading it takes more than"), "{error}");
+
+    let whole =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/oracle/qwen2_vl/model/tokenizer.json");
+    let mut tokenizer: serde_json::Value =
+        serde_json::from_slice(&fs::read(whole).unwrap()).unwrap();
+    let path = file("tokenizer.json");
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    assert!(Tokenizer::open(&path).is_ok());
+    let doubling =
+        serde_json::json!({"type": "Replace", "pattern": {"Regex": "(.)"}, "content": "xxxxxxxx"});
+    tokenizer["normalizer"] =
+        serde_json::json!({"type": "Sequence", "normalizers": vec![doubling; 12]});
+    fs::write(&path, tokenizer.to_string()).unwrap();
+    let error = message(Tokenizer::open(&path)).unwrap_err();
+    assert!(
+        error.contains("tokenizer.json") && error.contains("reading it takes more than"),
+        "{error}"
+    );
+}

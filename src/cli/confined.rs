@@ -16,9 +16,9 @@ pub(super) fn begin() -> Option<ExitCode> {
         }
         return None;
     };
-    let readers = [dataset::CONFINED, preprocess::CONFINED];
-    let served = readers
+    let served = preprocess::CONFINED
         .into_iter()
+        .chain([dataset::CONFINED])
         .find(|(known, _)| *known == name)
         .map(|(_, reader)| confine::serve(reader, budget));
     Some(match served {

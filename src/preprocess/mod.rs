@@ -63,8 +63,11 @@ pub use feeds::{Feed, FeedError};
 pub use tensors::{DecoderInput, NamedTensor, TensorValue};
 pub use tokenizer::Tokenizer;
 
-/// The loader of `tokenizer.json`, for a child process.
-pub(crate) const CONFINED: (&str, crate::confine::Reader) = (tokenizer::TOKENIZER, tokenizer::load);
+/// What is tried in a child process first.
+pub(crate) const CONFINED: [(&str, crate::confine::Reader); 2] = [
+    (tokenizer::TOKENIZER, tokenizer::load),
+    (template::TEMPLATE, template::rehearse),
+];
 
 /// Makes a family from a model folder.
 pub type Constructor = fn(&ModelDir) -> Result<Box<dyn Family>, Error>;

@@ -9,6 +9,8 @@
 
 #![warn(clippy::indexing_slicing)]
 
+use std::fs::File;
+use std::io::{Read as _, Seek as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -21,8 +23,12 @@ use serde::Serialize;
 use serde_json::json;
 
 use super::{Error, ModelDir};
+use crate::confine::{self, Budget, Fault};
 use crate::files::read_text;
-use crate::limits::{TEMPLATE_BYTES, TEMPLATE_DEPTH, TEMPLATE_FUEL, TEMPLATE_INDENT};
+use crate::limits::{
+    TEMPLATE_BYTES, TEMPLATE_DEPTH, TEMPLATE_FUEL, TEMPLATE_INDENT, TEMPLATE_MEMORY,
+    TEMPLATE_SECONDS,
+};
 
 const NAME: &str = "chat_template";
 
@@ -90,6 +96,18 @@ impl ChatTemplate {
         source: &str,
         special_tokens: serde_json::Map<String, serde_json::Value>,
     ) -> Result<Self, Error> {
+        rehearsed(source).map_err(|fault| Error::TemplateRender {
+            path: path.to_path_buf(),
+            source: minijinja::Error::new(ErrorKind::InvalidOperation, fault.to_string()),
+        })?;
+        Self::compile_here(path, source, special_tokens)
+    }
+
+    fn compile_here(
+        path: &Path,
+        source: &str,
+        special_tokens: serde_json::Map<String, serde_json::Value>,
+    ) -> Result<Self, Error> {
         let mut environment = Environment::new();
         let syntax = SyntaxConfig::builder()
             .trim_blocks(true)
@@ -149,6 +167,51 @@ impl ChatTemplate {
                 source,
             })
     }
+}
+
+/// Renders a conversation in a child process first: fuel counts steps, and a list that is added to itself 60 times
+/// takes few steps and 2⁶⁰ items.
+fn rehearsed(source: &str) -> Result<(), Fault> {
+    if !confine::is_enabled() {
+        return Ok(());
+    }
+    let mut file = tempfile::tempfile()?;
+    file.write_all(source.as_bytes())?;
+    file.rewind()?;
+    let budget = Budget {
+        memory: TEMPLATE_MEMORY,
+        seconds: TEMPLATE_SECONDS,
+    };
+    confine::read(TEMPLATE, rehearse, file, budget, &mut |_| Ok(()))
+}
+
+/// The name of [`rehearse`] among the confined readers.
+pub(crate) const TEMPLATE: &str = "template";
+
+/// The confined part: renders a conversation as those of a data set are. Whether the template can is found out later.
+pub(crate) fn rehearse(mut file: File, _: confine::Sink<'_>) -> Result<(), String> {
+    let mut source = String::new();
+    file.read_to_string(&mut source)
+        .map_err(|error| error.to_string())?;
+    let template = ChatTemplate::compile_here(Path::new(NAME), &source, serde_json::Map::new());
+    let Ok(template) = template else {
+        return Ok(());
+    };
+    let parts = |question: serde_json::Value, answer: serde_json::Value| json!([{"role": "user", "content": question}, {"role": "assistant", "content": answer}]);
+    let (question, answer) = ("What is in the picture?", "A garden.");
+    let text = |text: &str| json!({"type": "text", "text": text});
+    for messages in [
+        parts(
+            json!([{"type": "image"}, text(question)]),
+            json!([text(answer)]),
+        ),
+        parts(json!(question), json!(answer)),
+    ] {
+        for add_generation_prompt in [false, true] {
+            let _ = template.render(&messages, add_generation_prompt);
+        }
+    }
+    Ok(())
 }
 
 fn special_tokens(config: &super::config::Json) -> serde_json::Map<String, serde_json::Value> {
