@@ -17,6 +17,7 @@ import argparse
 import filecmp
 import json
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -117,8 +118,9 @@ def main():
     built = {target: build(target) for target in arguments.targets.split(",")}
     runners = {}
     for target, binary in built.items():
-        emulator = f"qemu-{target.split('-')[0]}"
-        if binary and run(binary, "--version").returncode == 0:
+        architecture = target.split("-")[0]
+        emulator = f"qemu-{architecture}"
+        if binary and architecture == platform.machine():
             runners[target] = [binary]
         elif binary and shutil.which(emulator):
             runners[target] = [shutil.which(emulator), binary]
