@@ -143,6 +143,9 @@ limits! {
     /// A million long captions fit; a model file named by mistake does not.
     JSONL_BYTES: u64 = 512 << 20, Bytes, "a JSONL file",
         "files_past_their_limit_are_refused_before_they_are_read";
+    /// A prompt of 100,000 tokens takes half of it. Tokenizers take some thousand bytes for each.
+    TEXT_BYTES: usize = 1 << 20, Bytes, "a row of a JSONL file, a text of a parquet file",
+        "a_text_longer_than_any_prompt_is_refused";
     /// No camera writes more.
     IMAGE_BYTES: u64 = 256 << 20, Bytes, "an encoded picture",
         "files_past_their_limit_are_refused_before_they_are_read";

@@ -193,6 +193,31 @@ fn files_past_their_limit_are_refused_before_they_are_read() {
 }
 
 #[test]
+fn a_text_longer_than_any_prompt_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("long.jsonl");
+    for (repeats, refused) in [
+        (limits::TEXT_BYTES - 100, false),
+        (limits::TEXT_BYTES, true),
+    ] {
+        let row = serde_json::json!({"question": "a".repeat(repeats), "answer": "b"});
+        fs::write(
+            &path,
+            format!("{{\"question\": \"a\", \"answer\": \"b\"}}\n{row}\n"),
+        )
+        .unwrap();
+        match kvw::dataset::read_jsonl(&path) {
+            Ok(dataset) => assert!(!refused && dataset.samples.len() == 2),
+            Err(error) => {
+                let error = error.to_string();
+                let named = error.contains("long.jsonl:2: ") && error.contains("at most 1 MiB");
+                assert!(refused && named, "{error}");
+            }
+        }
+    }
+}
+
+#[test]
 fn no_reader_waits_for_a_pipe_or_reads_a_device() {
     let folder = tempfile::tempdir().unwrap();
     let pipe = folder.path().join("pipe");

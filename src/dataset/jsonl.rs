@@ -70,6 +70,10 @@ struct Row<'a> {
 
 impl Row<'_> {
     fn sample(&self, line: &str) -> Result<Sample, Error> {
+        if line.len() > limits::TEXT_BYTES {
+            let found = format!("{} bytes", line.len());
+            return Err(self.field("(the row)", "at most 1 MiB", &found));
+        }
         let value = json::read_tree(line.as_bytes()).map_err(|source| Error::BrokenLine {
             path: self.path.to_path_buf(),
             line: self.line,

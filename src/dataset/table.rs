@@ -22,7 +22,7 @@ use crate::confine::{self, Budget};
 use crate::files::copy::open_regular;
 use crate::limits::{
     CONFINED_BYTES, CONFINED_SECONDS, TABLE_ALLOWANCE, TABLE_AMPLIFICATION, TABLE_BYTES,
-    TABLE_DEPTH,
+    TABLE_DEPTH, TEXT_BYTES,
 };
 
 /// One value of a row.
@@ -67,6 +67,10 @@ impl Cell {
     pub(super) fn text(&self) -> Result<Option<&str>, String> {
         match self {
             Cell::Null => Ok(None),
+            Cell::Text(text) | Cell::Plain(text) if text.len() > TEXT_BYTES => Err(format!(
+                "expected a text of at most 1 MiB, found {} bytes",
+                text.len()
+            )),
             Cell::Text(text) | Cell::Plain(text) => {
                 Ok(Some(text.as_str()).filter(|text| !text.trim().is_empty()))
             }
