@@ -119,7 +119,7 @@ def prepare(kvw, folder):
     must(["openssl", "pkey", "-in", "key.pem", "-pubout", "-out", "public.pem"], folder)
     must([kvw, "sign", "out", "--key", "key.pem", "--bill"], folder)
     shutil.copy(FIXTURES / "demo/policy.toml", folder)
-    shutil.copy(FIXTURES / "demo/reference/sweep.json", folder / "sweep.json")
+    must([kvw, "sweep", "model", "--forget", "one.jsonl", "--retain", "data.jsonl", "--gamma", "0.4,0.8", "-o", "sweep.json"], folder)
     shutil.copy(FIXTURES / "demo/retrained.evaluation.json", folder / "evaluation.json")
     shutil.copytree(FIXTURES / "layouts/feeds/npz", folder / "feeds")
     shutil.copytree(FIXTURES / "layouts/optimum", folder / "optimum")
