@@ -480,6 +480,11 @@ fn interrupted(dir: &Path, first: &str, signals: &[&str]) -> Option<i32> {
 
 #[test]
 fn an_interrupted_process_takes_its_temporaries_away_and_says_by_its_code_which_signal_it_was() {
+    // Whoever runs the tests may have them ignore SIGHUP, as `nohup` does; a child inherits that.
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    let hears_hup = ignored.is_none_or(|mask| mask & 1 == 0);
     for (first, signals, code) in [
         ("", &["INT"][..], 130),
         ("", &["TERM"], 143),
@@ -487,6 +492,9 @@ fn an_interrupted_process_takes_its_temporaries_away_and_says_by_its_code_which_
         // As `nohup` has it: the first one is not heard.
         ("trap '' HUP;", &["HUP", "TERM"], 143),
     ] {
+        if code == 129 && !hears_hup {
+            continue;
+        }
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(interrupted(dir.path(), first, signals), Some(code));
         assert_eq!(names(dir.path()), ["done", "ready"]);
