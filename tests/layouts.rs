@@ -90,6 +90,24 @@ fn every_folder_answers_as_the_checkpoint_does_in_pytorch() {
     }
 }
 
+/// A folder that holds the model of `optimum` in other files, `tensors` of which are edited: its coefficients are
+/// that model's, the gates reach both phases (the answers of the gated files are those of the edited ones), and so do
+/// the edits (they are the answers of the edited model).
+fn forgets_as_the_whole(folder: &Path, tensors: u64) {
+    let expected = coefficients(&layouts("optimum"), &data("forget"), 1);
+    let found = apart(&expected, &coefficients(folder, &data("forget"), 1));
+    assert!(found < 1e-5, "{found:e}");
+
+    let out = TempDir::new().unwrap();
+    let (changed, edited, plan) = unlearn(folder, out.path(), "parts");
+    assert_eq!(changed, tensors);
+    let after = said(&edited, None);
+    assert_eq!(said(folder, Some(&plan)), after);
+    let (_, whole, _) = unlearn(&layouts("optimum"), out.path(), "whole");
+    assert_eq!(said(&whole, None), after);
+    assert_ne!(said(folder, None), after);
+}
+
 fn coefficients(folder: &Path, data: &Dataset, batch_size: usize) -> Coefficients {
     let engine = engine(1);
     let bundle = Bundle::open(folder).unwrap();
@@ -497,20 +515,9 @@ fn a_decoder_of_three_files_answers_and_is_edited_as_the_whole_one() {
             assert_eq!(&found.text, &answers[&sample.question]);
         }
     }
-    let expected = coefficients(&layouts("optimum"), &data("forget"), 1);
-    let found = apart(&expected, &coefficients(folder.path(), &data("forget"), 1));
-    assert!(found < 1e-5, "{found:e}");
 
-    // Both copies of the weights are edited, and the gates reach both phases: the answers of the gated
-    // files are those of the edited ones.
-    let out = TempDir::new().unwrap();
-    let (changed, edited, plan) = unlearn(folder.path(), out.path(), "three");
-    assert_eq!(changed, 6);
-    let after = said(&edited, None);
-    assert_eq!(said(folder.path(), Some(&plan)), after);
-    let (_, whole, _) = unlearn(&layouts("optimum"), out.path(), "whole");
-    assert_eq!(said(&whole, None), after);
-    assert_ne!(said(folder.path(), None), after);
+    // Both copies of the weights are edited.
+    forgets_as_the_whole(folder.path(), 6);
 }
 
 /// `optimum`'s model as its older versions merged a decoder without and one with a cache: one `If`, whose
@@ -595,19 +602,9 @@ fn a_merged_decoder_alone_answers_and_is_edited_as_the_whole_one() {
         let found = generate::greedy(&mut model.lvlm, &mut gated, &sample, &gates, LIMIT).unwrap();
         assert_eq!(&found.text, &answers[&sample.question]);
     }
-    let expected = coefficients(&layouts("optimum"), &data("forget"), 1);
-    let found = apart(&expected, &coefficients(folder.path(), &data("forget"), 1));
-    assert!(found < 1e-5, "{found:e}");
 
-    // One weight serves both branches, so the gates reach both, and so does the edit.
-    let out = TempDir::new().unwrap();
-    let (changed, edited, plan) = unlearn(folder.path(), out.path(), "merged");
-    assert_eq!(changed, 3);
-    let after = said(&edited, None);
-    assert_eq!(said(folder.path(), Some(&plan)), after);
-    let (_, whole, _) = unlearn(&layouts("optimum"), out.path(), "whole");
-    assert_eq!(said(&whole, None), after);
-    assert_ne!(said(folder.path(), None), after);
+    // One weight serves both branches, so the edit reaches both.
+    forgets_as_the_whole(folder.path(), 3);
 }
 
 /// A family's folder as onnxruntime-genai lays it out: the embedding puts the picture's features in place

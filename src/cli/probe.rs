@@ -16,8 +16,7 @@ use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
 use crate::edit::gates_digest;
 use crate::eval::{
-    Control, ControlKind, EvaluatedSet, Evidence, EvidenceSet, Role, SCHEMA_VERSION, SetKind,
-    Settings,
+    Control, ControlKind, EvaluatedSet, Evidence, EvidenceSet, Role, SCHEMA_VERSION, Settings,
 };
 use crate::files::write_atomic;
 use crate::kvw;
@@ -176,14 +175,10 @@ impl ProbeVerb {
         }
         self.controls.check(&forget, retain.as_ref())?;
         let extra = read_sets(&self.eval, &self.reading, printer)?;
-        let sets = EvaluatedSet::all(
-            [
-                (SetKind::Forget, Some(&forget)),
-                (SetKind::Retain, retain.as_ref()),
-            ]
-            .into_iter()
-            .filter_map(|(kind, data)| Some((kind, data?)))
-            .chain(kinds(&self.eval, &extra)),
+        let sets = EvaluatedSet::with(
+            &forget,
+            retain.as_ref(),
+            kinds(&self.eval, &extra),
             self.limit,
         );
         let (asked, not_asked) = questions(&sets, |name| {

@@ -22,7 +22,7 @@ use crate::bundle::Bundle;
 use crate::dataset::{Dataset, Sample};
 use crate::edit::{self, EditPlan, FormChoice, ModelIdentity};
 use crate::eval::{
-    self, Control, EvaluatedSet, Evidence, EvidenceSet, Record, Role, SetKind, Settings, evaluate,
+    self, Control, EvaluatedSet, Evidence, EvidenceSet, Record, Role, Settings, evaluate,
 };
 use crate::files::{Sha256, write_atomic};
 use crate::kvw::{
@@ -197,16 +197,7 @@ impl Unlearn {
         let edits =
             EditPlan::in_form(&bundle, &plan.gates, &identity, self.edit).map_err(Error::from)?;
         let limit = self.eval_limit;
-        let sets = EvaluatedSet::all(
-            [
-                (SetKind::Forget, Some(&forget)),
-                (SetKind::Retain, retain.as_ref()),
-            ]
-            .into_iter()
-            .filter_map(|(kind, data)| Some((kind, data?)))
-            .chain(kinds(&self.eval, &extra)),
-            limit,
-        );
+        let sets = EvaluatedSet::with(&forget, retain.as_ref(), kinds(&self.eval, &extra), limit);
         let job = Job {
             arguments: self,
             printer,

@@ -41,6 +41,18 @@ impl<'d> EvaluatedSet<'d> {
             .collect()
     }
 
+    /// What was to be forgotten, what was to be kept, where there is such a set, and `more`; as [`EvaluatedSet::all`].
+    pub fn with(
+        forget: &'d Dataset,
+        retain: Option<&'d Dataset>,
+        more: impl IntoIterator<Item = (SetKind, &'d Dataset)>,
+        limit: usize,
+    ) -> Vec<EvaluatedSet<'d>> {
+        let retain = retain.map(|data| (SetKind::Retain, data));
+        let sets = std::iter::once((SetKind::Forget, forget)).chain(retain);
+        EvaluatedSet::all(sets.chain(more), limit)
+    }
+
     /// The samples to evaluate.
     pub fn samples(&self) -> &'d [Sample] {
         let samples = &self.data.samples;
