@@ -5,6 +5,7 @@
 //! an inner name hides an outer one.
 
 use std::collections::{HashMap, HashSet};
+use std::ops::Range;
 
 use crate::onnx::schema::tensor_proto::DataLocation;
 use crate::onnx::schema::{GraphProto, NodeProto, TensorProto, TypeProto, type_proto};
@@ -61,58 +62,114 @@ struct Scope<'m> {
     graph: &'m GraphProto,
     /// The node whose attribute holds this graph.
     owner: Option<NodeId>,
-    origins: HashMap<&'m str, Origin<'m>>,
-    /// Declared types: of inputs, outputs, and values in between where `value_info` has them.
-    types: HashMap<&'m str, &'m TypeProto>,
-    /// Readers of each value that this scope defines, wherever they are.
-    consumers: HashMap<&'m str, Vec<NodeId>>,
-    /// How many graphs, this one and those inside it, have such a value as an output.
-    outputs: HashMap<&'m str, usize>,
+    /// What this graph defines.
+    values: HashMap<&'m str, Value<'m>>,
+}
+
+/// A value of a graph. There are as many as nodes, so one table holds all that is known of them.
+struct Value<'m> {
+    origin: Origin<'m>,
+    /// Its type: of inputs, outputs, and values in between where `value_info` has them.
+    declared: Option<&'m TypeProto>,
+    /// Where its readers, wherever they are, stand in [`Index::readers`].
+    readers: Range<u32>,
+    /// How many graphs, its own and those inside it, have it as an output.
+    outputs: u32,
 }
 
 /// Producers and consumers of every value of a model.
 pub struct Index<'m> {
     scopes: Vec<Scope<'m>>,
+    /// The readers of one value stand together, in the order of the nodes.
+    readers: Vec<NodeId>,
 }
 
 impl<'m> Index<'m> {
     /// Indexes `graph` and its subgraphs.
     pub fn new(graph: &'m GraphProto) -> Index<'m> {
-        let mut index = Index { scopes: Vec::new() };
+        let mut index = Index {
+            scopes: Vec::new(),
+            readers: Vec::new(),
+        };
         index.add_scope(graph, None);
-        let ids: Vec<NodeId> = index.nodes().map(|(id, _)| id).collect();
-        for id in ids {
-            let Some(node) = index.node(id) else { continue };
-            for name in &node.input {
-                if let Some(scope) = index.defining_scope(id.scope, name)
-                    && let Some(scope) = index.scopes.get_mut(scope.0)
-                {
-                    scope.consumers.entry(name.as_str()).or_default().push(id);
-                }
-            }
-        }
+        index.add_readers();
         for scope in 0..index.scopes.len() {
             let graph = index.scopes.get(scope).map(|scope| scope.graph);
             for output in graph.into_iter().flat_map(|graph| &graph.output) {
-                if let Some(defining) = index.defining_scope(ScopeId(scope), output.name())
-                    && let Some(defining) = index.scopes.get_mut(defining.0)
-                {
-                    *defining.outputs.entry(output.name()).or_default() += 1;
+                if let Some(value) = index.value_mut(ScopeId(scope), output.name()) {
+                    value.outputs = value.outputs.saturating_add(1);
                 }
             }
         }
         index
     }
 
+    /// Counts the readers of every value, gives each value its room, and puts them there.
+    fn add_readers(&mut self) {
+        let mut total = 0usize;
+        self.each_reading(|_, value| {
+            value.readers.end = value.readers.end.saturating_add(1);
+            total = total.saturating_add(1);
+        });
+        let mut start = 0u32;
+        for value in self.scopes.iter_mut().flat_map(|s| s.values.values_mut()) {
+            let count = value.readers.end;
+            // The end moves as the readers come.
+            value.readers = start..start;
+            start = start.saturating_add(count);
+        }
+        let nobody = NodeId {
+            scope: ScopeId::MAIN,
+            index: 0,
+        };
+        let mut readers = vec![nobody; total];
+        self.each_reading(|id, value| {
+            let slot = usize::try_from(value.readers.end).ok();
+            if let Some(slot) = slot.and_then(|slot| readers.get_mut(slot)) {
+                *slot = id;
+                value.readers.end = value.readers.end.saturating_add(1);
+            }
+        });
+        self.readers = readers;
+    }
+
+    /// Shows every node with each value that it reads, as often as it reads it.
+    fn each_reading(&mut self, mut show: impl FnMut(NodeId, &mut Value<'m>)) {
+        for scope in 0..self.scopes.len() {
+            let graph = self.scopes.get(scope).map(|scope| scope.graph);
+            let nodes = graph.into_iter().flat_map(|graph| &graph.node);
+            for (position, node) in nodes.enumerate() {
+                let id = NodeId {
+                    scope: ScopeId(scope),
+                    index: position,
+                };
+                for name in &node.input {
+                    if let Some(value) = self.value_mut(id.scope, name) {
+                        show(id, value);
+                    }
+                }
+            }
+        }
+    }
+
     fn add_scope(&mut self, graph: &'m GraphProto, owner: Option<NodeId>) {
         let scope = ScopeId(self.scopes.len());
-        let mut origins = HashMap::new();
+        let mut values = HashMap::with_capacity(graph.initializer.len() + graph.node.len());
+        let mut define = |name, origin| {
+            let value = Value {
+                origin,
+                declared: None,
+                readers: 0..0,
+                outputs: 0,
+            };
+            values.insert(name, value);
+        };
         for input in &graph.input {
-            origins.insert(input.name(), Origin::GraphInput);
+            define(input.name(), Origin::GraphInput);
         }
         // Before IR 4 an initializer was also listed as an input: the tensor is what counts.
         for tensor in &graph.initializer {
-            origins.insert(tensor.name(), Origin::Initializer { scope, tensor });
+            define(tensor.name(), Origin::Initializer { scope, tensor });
         }
         for (position, node) in graph.node.iter().enumerate() {
             for (output, name) in node
@@ -125,7 +182,7 @@ impl<'m> Index<'m> {
                     scope,
                     index: position,
                 };
-                origins.insert(name, Origin::Node { id, output });
+                define(name, Origin::Node { id, output });
             }
         }
         let declared = graph
@@ -133,16 +190,17 @@ impl<'m> Index<'m> {
             .iter()
             .chain(&graph.output)
             .chain(&graph.input);
-        let types = declared
-            .filter_map(|value| Some((value.name(), value.r#type.as_ref()?)))
-            .collect();
+        for info in declared {
+            if let Some(declared) = &info.r#type
+                && let Some(value) = values.get_mut(info.name())
+            {
+                value.declared = Some(declared);
+            }
+        }
         self.scopes.push(Scope {
             graph,
             owner,
-            origins,
-            types,
-            consumers: HashMap::new(),
-            outputs: HashMap::new(),
+            values,
         });
         for (position, node) in graph.node.iter().enumerate() {
             let id = NodeId {
@@ -189,16 +247,19 @@ impl<'m> Index<'m> {
 
     /// Where the value `name`, as seen from `scope`, comes from.
     pub fn origin(&self, scope: ScopeId, name: &str) -> Origin<'m> {
-        self.defining_scope(scope, name)
-            .and_then(|scope| self.scopes.get(scope.0)?.origins.get(name).copied())
-            .unwrap_or(Origin::Unknown)
+        self.value(scope, name)
+            .map_or(Origin::Unknown, |value| value.origin)
     }
 
     /// The nodes that read the value `name` of `scope`, in that graph and inside it.
     pub fn consumers(&self, scope: ScopeId, name: &str) -> &[NodeId] {
-        self.defining_scope(scope, name)
-            .and_then(|scope| self.scopes.get(scope.0)?.consumers.get(name))
-            .map_or(&[], Vec::as_slice)
+        self.value(scope, name)
+            .and_then(|value| {
+                let start = usize::try_from(value.readers.start).ok()?;
+                let end = usize::try_from(value.readers.end).ok()?;
+                self.readers.get(start..end)
+            })
+            .unwrap_or_default()
     }
 
     /// Whether `name`, defined in `scope`, is an output of that graph.
@@ -286,7 +347,7 @@ impl<'m> Index<'m> {
             && node.op_type() == "Constant"
         {
             if let Some(values) = attribute(node, "value_ints") {
-                return Some(values.ints.clone());
+                return Some(values.ints.to_vec());
             }
             if let Some(value) = attribute(node, "value_int") {
                 return Some(vec![value.i()]);
@@ -305,7 +366,7 @@ impl<'m> Index<'m> {
                     .collect(),
             ),
             None if tensor.data_location() == DataLocation::External => None,
-            None => Some(tensor.int64_data.clone()),
+            None => Some(tensor.int64_data.to_vec()),
         }
     }
 
@@ -324,8 +385,7 @@ impl<'m> Index<'m> {
 
     /// The type that the graph declares for the value `name`, seen from `scope`.
     pub fn declared_type(&self, scope: ScopeId, name: &str) -> Option<&'m type_proto::Tensor> {
-        let scope = self.defining_scope(scope, name)?;
-        match self.scopes.get(scope.0)?.types.get(name)?.value.as_ref()? {
+        match self.value(scope, name)?.declared?.value.as_ref()? {
             type_proto::Value::TensorType(tensor) => Some(tensor),
             _ => None,
         }
@@ -366,11 +426,11 @@ impl<'m> Index<'m> {
     /// How many graphs have the value `name` of `scope` as an output: a subgraph may name a value of
     /// a graph around it.
     pub(super) fn output_uses(&self, scope: ScopeId, name: &str) -> usize {
-        let uses = self
-            .scopes
-            .get(scope.0)
-            .and_then(|scope| scope.outputs.get(name));
-        uses.copied().unwrap_or_default()
+        let scope = self.scopes.get(scope.0);
+        let value = scope.and_then(|scope| scope.values.get(name));
+        value.map_or(0, |value| {
+            usize::try_from(value.outputs).unwrap_or(usize::MAX)
+        })
     }
 
     /// The graph that defines the value `name`, seen from `scope`.
@@ -378,11 +438,22 @@ impl<'m> Index<'m> {
         let mut scope = scope;
         loop {
             let entry = self.scopes.get(scope.0)?;
-            if entry.origins.contains_key(name) {
+            if entry.values.contains_key(name) {
                 return Some(scope);
             }
             scope = entry.owner?.scope;
         }
+    }
+
+    /// The value `name`, seen from `scope`.
+    fn value(&self, scope: ScopeId, name: &str) -> Option<&Value<'m>> {
+        let scope = self.defining_scope(scope, name)?;
+        self.scopes.get(scope.0)?.values.get(name)
+    }
+
+    fn value_mut(&mut self, scope: ScopeId, name: &str) -> Option<&mut Value<'m>> {
+        let scope = self.defining_scope(scope, name)?;
+        self.scopes.get_mut(scope.0)?.values.get_mut(name)
     }
 }
 
