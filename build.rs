@@ -13,10 +13,14 @@ fn main() -> Result<()> {
         .bytes([".onnx.TensorProto.raw_data"])
         // The schema's prose is not rustdoc: its indentation would be taken for code to test.
         .disable_comments(["."])
+        // Its strings and vectors take one word each, and are counted when they are decoded.
+        .prost_path("crate::onnx::compact")
         // An attribute holds at most one of these; boxed, an attribute is a third as large.
         .boxed(".onnx.AttributeProto.t")
         .boxed(".onnx.AttributeProto.g")
         .boxed(".onnx.AttributeProto.sparse_tensor")
         .boxed(".onnx.AttributeProto.tp")
+        // Nobody writes it.
+        .boxed(".onnx.TensorProto.segment")
         .compile_fds(descriptors)
 }

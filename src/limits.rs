@@ -95,7 +95,7 @@ limits! {
     /// The largest real decoder seen (80 layers, dynamo export with metadata) takes some 100 MB. Weights
     /// stay in the map and do not count.
     GRAPH_BYTES: u64 = 512 << 20, Bytes, "a decoded ONNX graph",
-        "a_bomb_of_empty_messages_is_refused_before_it_is_decoded";
+        "a_bomb_of_empty_messages_is_refused_by_its_size";
     /// prost's own bound.
     GRAPH_DEPTH: usize = 100, Count, "messages inside each other in an ONNX file",
         "deep_nesting_is_refused";
@@ -215,9 +215,8 @@ limits! {
 
 /// Bytes of memory that a byte of a file may become.
 pub const AMPLIFICATION: u64 = 3;
-/// Bytes of memory that a byte of an ONNX graph may become: a node with one attribute has room for four, and the
-/// graphs that PyTorch's tracer writes take 13.
-pub const GRAPH_AMPLIFICATION: u64 = 16;
+/// Bytes of memory that a byte of an ONNX graph may become when it is decoded. With the byte in the map it makes four.
+pub const GRAPH_AMPLIFICATION: u64 = 3;
 /// What may come on top of [`AMPLIFICATION`]: small files are mostly names and structure.
 pub const ALLOWANCE: u64 = 32 << 20;
 

@@ -18,6 +18,7 @@ use std::process::{Command, Output};
 use std::sync::{LazyLock, OnceLock};
 
 use kvw::bundle::Bundle;
+use kvw::onnx::List;
 use kvw::onnx::schema::tensor_proto::DataLocation;
 use kvw::onnx::schema::{ModelProto, StringStringEntryProto, TensorProto};
 use kvw::runtime::device::Device;
@@ -335,7 +336,7 @@ fn down_projections(model: &Path) -> Vec<String> {
 }
 
 /// Rewrites the decoder of a model folder.
-fn edit_decoder(model: &Path, edit: impl FnOnce(&mut Vec<TensorProto>)) {
+fn edit_decoder(model: &Path, edit: impl FnOnce(&mut List<TensorProto>)) {
     let path = model.join(DECODER);
     let mut proto = ModelProto::decode(fs::read(&path).unwrap().as_slice()).unwrap();
     edit(&mut proto.graph.as_mut().unwrap().initializer);
@@ -356,13 +357,14 @@ fn externalize(model: &Path, location: &str) -> (Vec<u8>, String) {
         tensor.set_data_location(DataLocation::External);
         let entry = |key: &str, value: String| StringStringEntryProto {
             key: Some(key.into()),
-            value: Some(value),
+            value: Some(value.into()),
         };
-        tensor.external_data = vec![
+        tensor.external_data = [
             entry("location", location.into()),
             entry("offset", "0".into()),
             entry("length", bytes.len().to_string()),
-        ];
+        ]
+        .into();
     });
     (bytes, name)
 }

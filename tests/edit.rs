@@ -25,6 +25,7 @@ use kvw::onnx::{ByteSpan, DataType, Limits, ModelFile};
 use proptest::prelude::*;
 use prost::Message as _;
 use tempfile::TempDir;
+use thin_vec::thin_vec;
 
 const DECODER: &str = "onnx/decoder_model_merged.onnx";
 
@@ -96,7 +97,7 @@ fn node(op: &str, name: &str, inputs: &[&str], output: &str) -> NodeProto {
         op_type: Some(op.into()),
         name: Some(name.into()),
         input: inputs.iter().map(|&i| i.into()).collect(),
-        output: vec![output.into()],
+        output: thin_vec![output.into()],
         ..Default::default()
     }
 }
@@ -122,8 +123,8 @@ fn transpose(values: &[f32], rows: usize, columns: usize) -> Vec<f32> {
 fn graph(spec: &Spec, down: impl Fn(usize) -> Vec<f32>) -> GraphProto {
     let mut graph = GraphProto {
         name: Some("g".into()),
-        input: vec![value("x0")],
-        output: vec![value(&format!("x{}", spec.layers))],
+        input: thin_vec![value("x0")],
+        output: thin_vec![value(&format!("x{}", spec.layers))],
         ..Default::default()
     };
     for layer in 0..spec.layers {
@@ -195,7 +196,7 @@ fn refer(tensor: &mut TensorProto, data: &str, offset: usize, length: usize) {
     .into_iter()
     .map(|(key, value)| StringStringEntryProto {
         key: Some(key.into()),
-        value: Some(value),
+        value: Some(value.into()),
     })
     .collect();
 }
@@ -204,7 +205,7 @@ fn write_graph(path: &Path, graph: GraphProto) {
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     let model = ModelProto {
         ir_version: Some(10),
-        opset_import: vec![OperatorSetIdProto {
+        opset_import: thin_vec![OperatorSetIdProto {
             version: Some(21),
             ..Default::default()
         }],
@@ -758,7 +759,7 @@ fn packed_float_data_is_multiplied_where_it_lies() {
         let mut weights = graph.initializer.iter_mut();
         let weight = weights.find(|t| t.name() == "down_w0").unwrap();
         weight.raw_data = None;
-        weight.float_data = down_weight(&Spec::default(), 0);
+        weight.float_data = down_weight(&Spec::default(), 0).into();
     });
     let out = temp.path().join("out");
     plan_and_run(&folder, &gates_for(&spec, |_, _| 0.5), &out).unwrap();

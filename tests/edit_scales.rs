@@ -22,6 +22,7 @@ use kvw::onnx::schema::{
 use proptest::prelude::*;
 use prost::Message as _;
 use tempfile::TempDir;
+use thin_vec::thin_vec;
 
 /// How `up_proj` is stored.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -163,9 +164,9 @@ fn node(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, usize)]) -
     NodeProto {
         op_type: Some(op.into()),
         domain: contrib.then(|| "com.microsoft".into()),
-        name: Some(format!("/model/layers.0/mlp/{output}")),
+        name: Some(format!("/model/layers.0/mlp/{output}").into()),
         input: inputs.iter().map(|&input| input.into()).collect(),
-        output: vec![output.into()],
+        output: thin_vec![output.into()],
         attribute: attributes.iter().map(attribute).collect(),
         ..Default::default()
     }
@@ -175,7 +176,7 @@ fn node(op: &str, inputs: &[&str], output: &str, attributes: &[(&str, usize)]) -
 fn model(spec: &Spec) -> ModelProto {
     let (n, k, blocks) = (spec.d_ff, spec.d_model, spec.blocks());
     let float = |seed: u64, count| stored(false, &floats(spec.seed * 10 + seed, count));
-    let mut initializer = vec![
+    let mut initializer = thin_vec![
         tensor("gate_w", float(1, k * n), &[k, n]),
         tensor("down_w", float(2, n * k), &[n, k]),
     ];
@@ -183,7 +184,7 @@ fn model(spec: &Spec) -> ModelProto {
         let values = floats(spec.seed * 10 + 3, dims.iter().product());
         tensor("up_scales", stored(spec.half, &values), dims)
     };
-    let mut nodes = vec![
+    let mut nodes = thin_vec![
         node("MatMul", &["x", "gate_w"], "gate", &[]),
         node("Sigmoid", &["gate"], "act", &[]),
     ];
@@ -263,11 +264,11 @@ fn model(spec: &Spec) -> ModelProto {
     };
     ModelProto {
         ir_version: Some(10),
-        opset_import: vec![opset("", 21), opset("com.microsoft", 1)],
+        opset_import: thin_vec![opset("", 21), opset("com.microsoft", 1)],
         graph: Some(GraphProto {
             name: Some("g".into()),
-            input: vec![value("x")],
-            output: vec![value("y")],
+            input: thin_vec![value("x")],
+            output: thin_vec![value("y")],
             node: nodes,
             initializer,
             ..Default::default()

@@ -16,7 +16,7 @@ use kvw::graph::{
 };
 use kvw::kvw::Gates;
 use kvw::onnx::schema::{FunctionProto, GraphProto, ModelProto, NodeProto, TensorProto};
-use kvw::onnx::{DataType, Limits, ModelFile, Storage};
+use kvw::onnx::{DataType, Limits, ModelFile, Storage, Text};
 use kvw::runtime::{Embed, Embedded, Engine, Work};
 use ndarray::Axis;
 use ort::value::Tensor;
@@ -25,6 +25,7 @@ use support::{
     Exact, MODELS, decoder, engine, exact_samples, fixtures, float16, float16_samples, oracle,
     relative,
 };
+use thin_vec::thin_vec;
 
 fn model(path: &Path) -> ModelFile {
     ModelFile::open(path, &Limits::default()).unwrap_or_else(|e| panic!("{e}"))
@@ -307,7 +308,7 @@ fn a_patch_for_sums_keeps_nothing_that_the_sums_do_not_need() {
             .node
             .iter()
             .flat_map(|node| &node.input)
-            .map(String::as_str)
+            .map(Text::as_str)
             .collect();
         let stored: BTreeSet<&str> = graph.initializer.iter().map(|t| t.name()).collect();
         assert!(stored.is_subset(&read) && inputs.is_subset(&read));
@@ -591,7 +592,7 @@ fn a_merged_decoder_is_tapped_in_the_branch_of_the_prompt_and_gated_in_both() {
         .filter_map(|a| a.g.as_deref())
     {
         let gates = branch.node.iter().flat_map(|node| &node.input);
-        let gates: BTreeSet<&String> = gates.filter(|name| name.ends_with(".gate")).collect();
+        let gates: BTreeSet<&Text> = gates.filter(|name| name.ends_with(".gate")).collect();
         assert_eq!(gates.len(), 3);
     }
 }
@@ -705,31 +706,31 @@ fn functions_are_resolved_where_they_are_called() {
 fn functions_that_grow_exponentially_are_left_as_they_are() {
     let mut proto = made("opset14");
     let call = |name: String, input: &str, output: &str| NodeProto {
-        op_type: Some(name),
+        op_type: Some(name.into()),
         domain: Some("bomb".into()),
-        input: vec![input.into()],
-        output: vec![output.into()],
+        input: thin_vec![input.into()],
+        output: thin_vec![output.into()],
         ..NodeProto::default()
     };
     for level in 0..30 {
         let node = match level {
-            0 => vec![call("Unknown".into(), "x", "y")],
-            _ => vec![
+            0 => thin_vec![call("Unknown".into(), "x", "y")],
+            _ => thin_vec![
                 call(format!("F{}", level - 1), "x", "t"),
                 call(format!("F{}", level - 1), "t", "y"),
             ],
         };
         proto.functions.push(FunctionProto {
-            name: Some(format!("F{level}")),
+            name: Some(format!("F{level}").into()),
             domain: Some("bomb".into()),
-            input: vec!["x".into()],
-            output: vec!["y".into()],
+            input: thin_vec!["x".into()],
+            output: thin_vec!["y".into()],
             node,
             ..FunctionProto::default()
         });
     }
     // And one that calls itself.
-    proto.functions[0].node = vec![call("F0".into(), "x", "y")];
+    proto.functions[0].node = thin_vec![call("F0".into(), "x", "y")];
     for level in [0, 29] {
         let mut proto = proto.clone();
         let graph = proto.graph.as_mut().unwrap();
@@ -754,16 +755,16 @@ fn a_model_with_names_like_the_patchs_own_can_be_tapped() {
     );
     let multiplication = NodeProto {
         op_type: Some("Mul".into()),
-        input: vec![hidden, "kvw.layers.0.gate".into()],
-        output: vec!["kvw.layers.0.gated".into()],
+        input: thin_vec![hidden, "kvw.layers.0.gate".into()],
+        output: thin_vec!["kvw.layers.0.gated".into()],
         ..NodeProto::default()
     };
     graph.node.insert(position, multiplication);
     graph.initializer.push(TensorProto {
         name: Some("kvw.layers.0.gate".into()),
         data_type: Some(DataType::FLOAT.code()),
-        dims: vec![32],
-        float_data: vec![0.5; 32],
+        dims: thin_vec![32],
+        float_data: thin_vec![0.5; 32],
         ..TensorProto::default()
     });
     let (_folder, model) = written(&proto);
@@ -819,11 +820,8 @@ proptest! {
 /// Swaps what nodes read, drops inputs and attributes, changes sizes.
 fn rewire(graph: &mut GraphProto, edits: &[(usize, usize, usize, u8)]) {
     let outputs = graph.node.iter().flat_map(|node| node.output.clone());
-    let tensors = graph
-        .initializer
-        .iter()
-        .map(|tensor| tensor.name().to_owned());
-    let values: Vec<String> = outputs.chain(tensors).chain([String::new()]).collect();
+    let tensors = graph.initializer.iter().map(|tensor| tensor.name().into());
+    let values: Vec<Text> = outputs.chain(tensors).chain([Text::new()]).collect();
     for &(node, position, value, kind) in edits {
         let count = graph.node.len();
         let node = &mut graph.node[node % count];

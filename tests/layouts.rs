@@ -20,13 +20,14 @@ use kvw::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, TensorShapeProto,
     ValueInfoProto, type_proto,
 };
-use kvw::onnx::{DataType, Limits, ModelFile};
+use kvw::onnx::{DataType, Limits, List, ModelFile, Text};
 use kvw::pipeline::Model;
 use kvw::preprocess::{Feed, Form};
 use kvw::runtime::generate::{self, Limit};
 use prost::Message as _;
 use support::{chain, engine, fixtures};
 use tempfile::TempDir;
+use thin_vec::thin_vec;
 
 /// Of what the goldens hold.
 const LIMIT: Limit = Limit::NewTokens(32);
@@ -365,7 +366,11 @@ fn exporter_name(name: &str) -> Option<String> {
 /// The graph with its values renamed.
 fn renamed(mut model: ModelProto, name: impl Fn(&str) -> Option<String>) -> ModelProto {
     let graph = model.graph.as_mut().unwrap();
-    let change = |value: &mut String| *value = name(value).unwrap_or_else(|| value.clone());
+    let change = |value: &mut Text| {
+        if let Some(new) = name(value) {
+            *value = new.into();
+        }
+    };
     for node in &mut graph.node {
         node.input
             .iter_mut()
@@ -402,7 +407,7 @@ fn cut_up() -> TempDir {
     for node in &mut graph.node {
         for value in node.input.iter_mut().chain(&mut node.output) {
             if value == hidden {
-                *value = "last_hidden_state".to_owned();
+                *value = "last_hidden_state".into();
             }
         }
     }
@@ -415,12 +420,12 @@ fn cut_up() -> TempDir {
     write("prefill.onnx", &prompt);
 
     let graph = head.graph.as_mut().unwrap();
-    graph.node = vec![projection.clone()];
+    graph.node = thin_vec![projection.clone()];
     graph.initializer.retain(|tensor| tensor.name() == weight);
     graph.value_info.clear();
     let output = graph.output.remove(0);
-    graph.input = vec![without_shape(&output, hidden)];
-    graph.output = vec![output];
+    graph.input = thin_vec![without_shape(&output, hidden)];
+    graph.output = thin_vec![output];
     write("lm_head.onnx", &head);
 
     std::fs::write(
@@ -488,7 +493,7 @@ fn said(model: &Path, plan: Option<&Path>) -> Vec<String> {
 /// A float32 value of this name, of whatever shape.
 fn without_shape(like: &ValueInfoProto, name: &str) -> ValueInfoProto {
     let mut value = like.clone();
-    value.name = Some(name.to_owned());
+    value.name = Some(name.into());
     if let Some(Some(type_proto::Value::TensorType(tensor))) =
         value.r#type.as_mut().map(|of| of.value.as_mut())
     {
@@ -529,10 +534,10 @@ fn merged() -> TempDir {
     let graph = model.graph.as_mut().unwrap();
     let nodes = std::mem::take(&mut graph.node);
     graph.value_info.clear();
-    let outputs: Vec<String> = graph.output.iter().map(|o| o.name().to_owned()).collect();
+    let outputs: List<Text> = graph.output.iter().map(|o| o.name().into()).collect();
     let branch = |name: &str| {
-        let inner = |value: &String| match outputs.contains(value) {
-            true => format!("{value}.{name}"),
+        let inner = |value: &Text| match outputs.contains(value) {
+            true => format!("{value}.{name}").into(),
             false => value.clone(),
         };
         let nodes = nodes.iter().map(|node| NodeProto {
@@ -541,7 +546,7 @@ fn merged() -> TempDir {
             ..node.clone()
         });
         let outputs = graph.output.iter().map(|output| ValueInfoProto {
-            name: Some(inner(&output.name().to_owned())),
+            name: Some(inner(&output.name().into())),
             ..output.clone()
         });
         AttributeProto {
@@ -556,11 +561,11 @@ fn merged() -> TempDir {
             ..Default::default()
         }
     };
-    let attribute = vec![branch("then_branch"), branch("else_branch")];
-    graph.node = vec![NodeProto {
+    let attribute = thin_vec![branch("then_branch"), branch("else_branch")];
+    graph.node = thin_vec![NodeProto {
         op_type: Some("If".into()),
         name: Some("optimum::if".into()),
-        input: vec!["use_cache_branch".into()],
+        input: thin_vec!["use_cache_branch".into()],
         output: outputs.clone(),
         attribute,
         ..Default::default()
@@ -572,7 +577,7 @@ fn merged() -> TempDir {
     {
         tensor.elem_type = Some(DataType::BOOL.code());
         tensor.shape = Some(TensorShapeProto {
-            dim: vec![Dimension {
+            dim: thin_vec![Dimension {
                 value: Some(dimension::Value::DimValue(1)),
                 ..Default::default()
             }],
@@ -638,14 +643,14 @@ fn merging_in_the_graph(family: &str, image_token_id: i64) -> TempDir {
     for node in &mut graph.node {
         for output in &mut node.output {
             if *output == embeds {
-                *output = "tokens".to_owned();
+                *output = "tokens".into();
             }
         }
     }
     let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
         op_type: Some(op.into()),
         input: inputs.iter().map(|&input| input.into()).collect(),
-        output: vec![output.into()],
+        output: thin_vec![output.into()],
         ..Default::default()
     };
     graph.node.extend([
@@ -661,7 +666,7 @@ fn merging_in_the_graph(family: &str, image_token_id: i64) -> TempDir {
     graph.initializer.push(TensorProto {
         name: Some("image_token".into()),
         data_type: Some(DataType::INT64.code()),
-        int64_data: vec![image_token_id],
+        int64_data: thin_vec![image_token_id],
         ..Default::default()
     });
     let width = graph.output[0].clone();

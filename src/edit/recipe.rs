@@ -18,7 +18,7 @@ use super::scale::{Block, Scaling};
 use crate::graph::{LayerId, NodeId, ScopeId, Slices, Stored};
 use crate::onnx::anatomy::tensor_field;
 use crate::onnx::schema::{NodeProto, TensorProto};
-use crate::onnx::{ByteSpan, DataType, ModelFile, Storage};
+use crate::onnx::{ByteSpan, DataType, List, ModelFile, Storage};
 
 /// What a form would do to one MLP.
 pub(super) struct Recipe<'m> {
@@ -372,7 +372,7 @@ impl<'m> Rewriter<'_, 'm> {
                 };
                 let gates = vector.gates(self.gates);
                 let bytes = self.scaled(&one.repeat(*len), &vector, &gates)?;
-                let tensor = tensor(*dtype, vec![dim(*len)], bytes);
+                let tensor = tensor(*dtype, [dim(*len)].into(), bytes);
                 self.give(scalar, tensor, readers, changes)
             }
             Rewrite::Repeat {
@@ -382,7 +382,7 @@ impl<'m> Rewriter<'_, 'm> {
             } => {
                 let one = self.subject.model.bytes(scalar.tensor)?;
                 let dtype = self.subject.model.data_type(scalar.tensor)?;
-                let tensor = tensor(dtype, vec![dim(*len)], one.repeat(*len));
+                let tensor = tensor(dtype, [dim(*len)].into(), one.repeat(*len));
                 self.give(scalar, tensor, readers, changes)
             }
             Rewrite::Axis { node, axis } => {
@@ -405,7 +405,7 @@ impl<'m> Rewriter<'_, 'm> {
                 d_ff,
                 trailing_axes,
             } => {
-                let dims: Vec<i64> = std::iter::once(dim(*d_ff))
+                let dims: List<i64> = std::iter::once(dim(*d_ff))
                     .chain(std::iter::repeat_n(1, *trailing_axes))
                     .collect();
                 self.gate(surgeon, readers, *dtype, dims, changes)
@@ -422,7 +422,7 @@ impl<'m> Rewriter<'_, 'm> {
         surgeon: &Surgeon<'_, 'm>,
         readers: &[Reader<'m>],
         dtype: DataType,
-        dims: Vec<i64>,
+        dims: List<i64>,
         changes: &mut Changes,
     ) -> Result<(), Failure> {
         let d_ff = self.gates.len();
@@ -446,7 +446,7 @@ impl<'m> Rewriter<'_, 'm> {
         };
         let bytes = self.scaled(&ones.repeat(d_ff), &array, self.gates)?;
         let mut gates = tensor(dtype, dims, bytes);
-        gates.name = Some(name.clone());
+        gates.name = Some(name.as_str().into());
         changes.names.push(name.clone());
         changes.list.push(Change::AddInitializer(gates));
         for reader in readers {
@@ -455,10 +455,10 @@ impl<'m> Rewriter<'_, 'm> {
             changes.names.push(gated.clone());
             let (graph, position) = surgeon.node(reader.node)?;
             let multiplication = NodeProto {
-                op_type: Some("Mul".to_owned()),
-                name: Some(format!("{gated}/Mul")),
-                input: vec![reader.hidden.to_owned(), name.clone()],
-                output: vec![gated.clone()],
+                op_type: Some("Mul".into()),
+                name: Some(format!("{gated}/Mul").into()),
+                input: [reader.hidden.into(), name.as_str().into()].into(),
+                output: [gated.as_str().into()].into(),
                 ..NodeProto::default()
             };
             let nodes = vec![multiplication];
@@ -484,14 +484,14 @@ impl<'m> Rewriter<'_, 'm> {
         let place = surgeon.initializer(old.scope, old.tensor);
         let alone = old.uses <= readers.len() && !surgeon.is_input(old.scope, old.name);
         if let (Ok((graph, position)), true) = (&place, alone) {
-            tensor.name = Some(old.tensor.name().to_owned());
+            tensor.name.clone_from(&old.tensor.name);
             let change = Change::ReplaceInitializer(graph.clone(), *position, tensor);
             changes.list.push(change);
             return Ok(());
         }
         let wanted = format!("{}.kvw.layers.{}", old.name, self.layer);
         let name = surgeon.free_name(&wanted, &changes.names);
-        tensor.name = Some(name.clone());
+        tensor.name = Some(name.as_str().into());
         changes.names.push(name.clone());
         changes.list.push(Change::AddInitializer(tensor));
         for &(node, input) in readers {
@@ -540,7 +540,7 @@ impl<'m> Rewriter<'_, 'm> {
     }
 }
 
-fn tensor(dtype: DataType, dims: Vec<i64>, bytes: Vec<u8>) -> TensorProto {
+fn tensor(dtype: DataType, dims: List<i64>, bytes: Vec<u8>) -> TensorProto {
     TensorProto {
         data_type: Some(dtype.code()),
         dims,

@@ -16,7 +16,7 @@ use crate::onnx::schema::{
     AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto,
 };
 use crate::onnx::splice::{Cut, Splice};
-use crate::onnx::{ModelFile, graphs};
+use crate::onnx::{ModelFile, Text, graphs};
 
 /// A graph of the model, by the way to it from the main graph.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -160,9 +160,10 @@ impl<'a, 'm> Surgeon<'a, 'm> {
                 || graphs(self.model.proto()).iter().any(|graph| {
                     let values = graph.input.iter().chain(&graph.output).map(|v| v.name());
                     let tensors = graph.initializer.iter().map(TensorProto::name);
-                    let nodes = graph.node.iter().flat_map(|node| {
-                        node.output.iter().map(String::as_str).chain([node.name()])
-                    });
+                    let nodes = graph
+                        .node
+                        .iter()
+                        .flat_map(|node| node.output.iter().map(Text::as_str).chain([node.name()]));
                     values
                         .chain(tensors)
                         .chain(nodes)
@@ -385,7 +386,7 @@ pub(super) fn expected(model: &ModelProto, changes: &[Change]) -> ModelProto {
             Change::SetInput(path, node, position, name) => {
                 let node = reach(&mut model, path).and_then(|g| g.node.get_mut(*node));
                 if let Some(input) = node.and_then(|n| n.input.get_mut(*position)) {
-                    input.clone_from(name);
+                    *input = name.as_str().into();
                 }
             }
             Change::SetAttribute(path, node, attribute) => {

@@ -9,6 +9,7 @@ use std::collections::{HashMap, HashSet};
 
 use super::index::{Index, NodeId, Origin, ScopeId};
 use super::rename::rename;
+use crate::onnx::Text;
 use crate::onnx::schema::{GraphProto, NodeProto};
 
 /// The input by which optimum's merged decoders choose: false for a prompt without a cache.
@@ -37,7 +38,7 @@ impl Branch {
         let Some(node) = node.filter(|_| owner.scope == ScopeId::MAIN) else {
             return Err("it stands in a subgraph that is no branch of the main graph".into());
         };
-        let condition = node.input.first().map_or("", String::as_str);
+        let condition = node.input.first().map_or("", Text::as_str);
         if condition != USE_CACHE_BRANCH
             || !matches!(index.origin(owner.scope, condition), Origin::GraphInput)
         {
@@ -67,12 +68,12 @@ pub(super) fn unfold(owner: &NodeProto, branch: &mut GraphProto, taken: &HashSet
             .node
             .iter()
             .flat_map(|node| &node.output)
-            .map(String::as_str),
+            .map(Text::as_str),
     );
-    let renamed: HashMap<String, String> = defined
+    let renamed: HashMap<Text, Text> = defined
         .into_iter()
         .filter(|name| !name.is_empty() && taken.contains(*name))
-        .map(|name| (name.to_owned(), format!("kvw.branch.{name}")))
+        .map(|name| (name.into(), format!("kvw.branch.{name}").into()))
         .collect();
     rename(branch, &renamed);
     for (inner, outer) in branch.output.iter().zip(&owner.output) {

@@ -17,7 +17,7 @@ use super::index::{Index, NodeId, Origin, ScopeId};
 use super::linear::{Linear, Linears};
 use super::mlp::{ACTIVATIONS, MAX_NODES};
 use crate::onnx::schema::NodeProto;
-use crate::onnx::{DataType, attribute};
+use crate::onnx::{DataType, Text, attribute};
 
 /// The linear layer that bypasses the activation, and what else `h` is linear in with it.
 #[derive(Clone, Debug)]
@@ -244,7 +244,7 @@ impl<'m> Path<'m> {
     ) -> Result<(), String> {
         let axis = attribute(node, "axis").map_or(0, |axis| axis.i());
         let given = match attribute(node, "split") {
-            Some(sizes) => Some(sizes.ints.clone()),
+            Some(sizes) => Some(sizes.ints.to_vec()),
             None => match input(node, 1) {
                 "" => None,
                 sizes => Some(index.constant_ints(id.scope, sizes).unwrap_or_default()),
@@ -366,7 +366,7 @@ fn sliced(
 ) -> Option<(i64, Range<u64>)> {
     // Opset 1 has attributes in place of inputs.
     let ints = |position, name| match attribute(node, name) {
-        Some(attribute) => Some(attribute.ints.clone()),
+        Some(attribute) => Some(attribute.ints.to_vec()),
         None => index.constant_ints(id.scope, input(node, position)),
     };
     let one = |values: Option<Vec<i64>>| match values.as_deref() {
@@ -427,7 +427,7 @@ fn casts_to_float(node: &NodeProto) -> bool {
 }
 
 fn input(node: &NodeProto, position: usize) -> &str {
-    node.input.get(position).map_or("", String::as_str)
+    node.input.get(position).map_or("", Text::as_str)
 }
 
 /// How a reason names a node.

@@ -9,7 +9,7 @@ use super::encoding::Encoding;
 use super::index::{Index, NodeId, Origin, ScopeId};
 use super::mlp::Site;
 use crate::onnx::schema::NodeProto;
-use crate::onnx::{DataType, attribute};
+use crate::onnx::{DataType, Text, attribute};
 
 /// The type in which the hidden activation of `site` is read.
 pub fn of_hidden(index: &Index<'_>, site: &Site<'_>) -> Option<DataType> {
@@ -22,7 +22,7 @@ pub fn of_hidden(index: &Index<'_>, site: &Site<'_>) -> Option<DataType> {
             Encoding::Bnb4(bnb4) => DataType::from_code(bnb4.absmax.tensor.data_type()),
             // Both operands of a product have one type.
             _ => {
-                let weight = node.input.get(1).map(String::as_str);
+                let weight = node.input.get(1).map(Text::as_str);
                 weight.and_then(|weight| of_value(index, hidden.reader.scope, weight, DEPTH))
             }
         },

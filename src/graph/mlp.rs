@@ -36,6 +36,7 @@ use super::bypass::{self, Up};
 use super::encoding::Stored;
 use super::index::{Index, NodeId, Origin, ScopeId};
 use super::linear::{Linear, Linears};
+use crate::onnx::Text;
 use crate::onnx::schema::NodeProto;
 
 /// Which part of the model an MLP belongs to.
@@ -768,7 +769,7 @@ fn names<'a>(node: &'a NodeProto, down: Option<&'a Linear<'_>>) -> Vec<&'a str> 
     let mut names = vec![node.name()];
     names.extend(node.metadata_props.iter().map(|entry| entry.value()));
     names.extend(down.map(|down| down.weight.name));
-    names.extend(node.output.iter().map(String::as_str));
+    names.extend(node.output.iter().map(Text::as_str));
     names
 }
 

@@ -35,7 +35,7 @@ use crate::onnx::schema::{
     TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
     tensor_shape_proto::Dimension, type_proto,
 };
-use crate::onnx::{DataType, ModelFile};
+use crate::onnx::{DataType, List, ModelFile, Text};
 
 /// Name of the added input: float32 `[B, T]`, the weight of each position in the sums. For the
 /// method it is 1 where the next token belongs to the answer, else 0.
@@ -242,9 +242,9 @@ impl Patch {
 
     /// The patched model. Weights are shared with `model`, not copied.
     pub fn apply(&self, model: &ModelFile) -> ModelProto {
-        let mut proto = model.proto().clone();
         let mut graph = model.graph().clone();
         self.apply_to(&mut graph);
+        let mut proto = model.without_graph();
         proto.graph = Some(graph);
         // Older versions want every initializer among the inputs as well.
         let version = proto.ir_version.unwrap_or_default();
@@ -257,10 +257,10 @@ impl Patch {
         let reserved = names(graph)
             .into_iter()
             .filter(|name| name.starts_with(RESERVED));
-        let renamed = reserved.map(|name| (name.clone(), format!("model.{name}")));
-        let renamed: HashMap<String, String> = renamed.collect();
+        let renamed = reserved.map(|name| (name.clone(), format!("model.{name}").into()));
+        let renamed: HashMap<Text, Text> = renamed.collect();
         rename(graph, &renamed);
-        let mut added = Vec::new();
+        let mut added = List::new();
         if self.outputs.moment().is_some() {
             graph
                 .input
@@ -296,15 +296,15 @@ impl Patch {
                 None => HashSet::new(),
             },
             next: ScopeId::MAIN,
-            initializer: Vec::new(),
-            sparse_initializer: Vec::new(),
+            initializer: List::new(),
+            sparse_initializer: List::new(),
         };
         for tap in &self.taps {
             for (number, place) in tap.places.iter().enumerate() {
                 let at = (place.scope, place.node);
                 let mut place = place.clone();
-                if let Some(name) = renamed.get(&place.hidden) {
-                    place.hidden.clone_from(name);
+                if let Some(name) = renamed.get(place.hidden.as_str()) {
+                    place.hidden = name.to_string();
                 }
                 rebuilt.places.insert(at, (tap, number, place));
             }
@@ -345,8 +345,8 @@ impl Patch {
         tap: &Tap,
         number: usize,
         place: &Place,
-        initializer: &mut Vec<TensorProto>,
-        nodes: &mut Vec<NodeProto>,
+        initializer: &mut List<TensorProto>,
+        nodes: &mut List<NodeProto>,
     ) -> String {
         let name = |suffix: &str| tap.name(number, suffix);
         let hidden = place.hidden.as_str();
@@ -430,7 +430,7 @@ impl Patch {
     }
 
     /// Adds what the positions of a place weigh together.
-    fn add_positions(&self, tap: &Tap, number: usize, nodes: &mut Vec<NodeProto>) {
+    fn add_positions(&self, tap: &Tap, number: usize, nodes: &mut List<NodeProto>) {
         let name = |suffix: &str| tap.name(number, suffix);
         let total = match tap.places.len() {
             1 => positions_name(tap.layer),
@@ -456,7 +456,7 @@ impl Patch {
         tap: &Tap,
         number: usize,
         place: &Place,
-        nodes: &mut Vec<NodeProto>,
+        nodes: &mut List<NodeProto>,
     ) -> String {
         if place.trailing_axes == 0 {
             return place.hidden.clone();
@@ -483,7 +483,7 @@ impl Patch {
             sum.attribute.push(AttributeProto {
                 name: Some("axes".into()),
                 r#type: Some(AttributeType::Ints as i32),
-                ints: vec![0],
+                ints: [0].into(),
                 ..Default::default()
             });
             sum
@@ -497,7 +497,7 @@ impl Patch {
         for tap in &self.taps {
             if self.outputs == Outputs::Hidden {
                 outputs.push(ValueInfoProto {
-                    name: Some(hidden_name(tap.layer)),
+                    name: Some(hidden_name(tap.layer).into()),
                     r#type: Some(tensor_type(DataType::FLOAT, None)),
                     ..Default::default()
                 });
@@ -559,8 +559,8 @@ struct Rebuilt<'p> {
     /// The graph that is entered next.
     next: ScopeId,
     /// What goes to the main graph.
-    initializer: Vec<TensorProto>,
-    sparse_initializer: Vec<SparseTensorProto>,
+    initializer: List<TensorProto>,
+    sparse_initializer: List<SparseTensorProto>,
 }
 
 impl Rebuilt<'_> {
@@ -568,7 +568,7 @@ impl Rebuilt<'_> {
     fn graph(&mut self, graph: &mut GraphProto) {
         let scope = self.next;
         self.next = scope.next();
-        let mut nodes = Vec::with_capacity(graph.node.len());
+        let mut nodes = List::with_capacity(graph.node.len());
         for (position, mut original) in std::mem::take(&mut graph.node).into_iter().enumerate() {
             for attribute in &mut original.attribute {
                 let inner = attribute.g.as_deref_mut().into_iter();
@@ -580,7 +580,7 @@ impl Rebuilt<'_> {
                 let patch = self.patch;
                 let gated = patch.add_tap(tap, *number, place, &mut self.initializer, &mut nodes);
                 if let Some(input) = original.input.get_mut(place.input_position) {
-                    *input = gated;
+                    *input = gated.into();
                 }
             }
             let id = NodeId {
@@ -596,7 +596,7 @@ impl Rebuilt<'_> {
     }
 
     /// Puts the nodes of a branch in the place of `owner`.
-    fn unfold(&mut self, mut owner: NodeProto, nodes: &mut Vec<NodeProto>) {
+    fn unfold(&mut self, mut owner: NodeProto, nodes: &mut List<NodeProto>) {
         let chosen = owner
             .attribute
             .iter_mut()
@@ -632,7 +632,7 @@ fn defined(graph: &GraphProto) -> HashSet<String> {
     let inputs = graph.input.iter().map(|input| input.name());
     let tensors = graph.initializer.iter().map(|tensor| tensor.name());
     let outputs = graph.node.iter().flat_map(|node| &node.output);
-    let names = inputs.chain(tensors).chain(outputs.map(String::as_str));
+    let names = inputs.chain(tensors).chain(outputs.map(Text::as_str));
     names.map(str::to_owned).collect()
 }
 
@@ -649,9 +649,9 @@ const RESERVED: &str = "kvw.";
 pub(super) fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
     NodeProto {
         op_type: Some(op_type.into()),
-        name: Some(format!("{output}/{op_type}")),
-        input: inputs.iter().map(|&input| input.to_owned()).collect(),
-        output: vec![output.to_owned()],
+        name: Some(format!("{output}/{op_type}").into()),
+        input: inputs.iter().map(|&input| input.into()).collect(),
+        output: [output.into()].into(),
         ..Default::default()
     }
 }
@@ -675,8 +675,8 @@ fn int64s(name: &str, values: &[i64]) -> TensorProto {
     TensorProto {
         name: Some(name.into()),
         data_type: Some(DataType::INT64.code()),
-        dims: vec![i64::try_from(values.len()).unwrap_or_default()],
-        int64_data: values.to_vec(),
+        dims: [i64::try_from(values.len()).unwrap_or_default()].into(),
+        int64_data: values.into(),
         ..Default::default()
     }
 }
@@ -698,7 +698,7 @@ fn value_info(name: &str, data_type: DataType, dims: &[Option<i64>]) -> ValueInf
         .map(|(axis, size)| Dimension {
             value: Some(match size {
                 Some(size) => dimension::Value::DimValue(*size),
-                None => dimension::Value::DimParam(format!("{name}.{axis}")),
+                None => dimension::Value::DimParam(format!("{name}.{axis}").into()),
             }),
             ..Default::default()
         })
@@ -712,18 +712,15 @@ fn value_info(name: &str, data_type: DataType, dims: &[Option<i64>]) -> ValueInf
 
 /// Keeps what the graph's outputs need: nodes, initializers, inputs, shape annotations.
 fn drop_unneeded(graph: &mut GraphProto) {
-    let mut needed: HashSet<String> = graph
-        .output
-        .iter()
-        .map(|output| output.name().to_owned())
-        .collect();
+    let outputs = graph.output.iter();
+    let mut needed: HashSet<Text> = outputs.filter_map(|output| output.name.clone()).collect();
     // Nodes need not be in topological order: some converters put the casts of inputs at the end.
     let mut by_output: HashMap<&str, usize> = HashMap::new();
     for (index, node) in graph.node.iter().enumerate() {
         by_output.extend(node.output.iter().map(|output| (output.as_str(), index)));
     }
     let mut kept = HashSet::new();
-    let mut waiting: Vec<String> = needed.iter().cloned().collect();
+    let mut waiting: Vec<Text> = needed.iter().cloned().collect();
     while let Some(name) = waiting.pop() {
         let Some(&index) = by_output.get(name.as_str()) else {
             continue;
@@ -754,11 +751,11 @@ fn drop_unneeded(graph: &mut GraphProto) {
 }
 
 /// The value names that a node reads, those of its subgraphs included.
-fn names_read(node: &NodeProto, names: &mut HashSet<String>) {
+fn names_read(node: &NodeProto, names: &mut HashSet<Text>) {
     names.extend(node.input.iter().cloned());
     for attribute in &node.attribute {
         for graph in attribute.g.as_deref().into_iter().chain(&attribute.graphs) {
-            names.extend(graph.output.iter().map(|output| output.name().to_owned()));
+            names.extend(graph.output.iter().filter_map(|output| output.name.clone()));
             for node in &graph.node {
                 names_read(node, names);
             }

@@ -2,10 +2,11 @@
 
 use std::collections::{HashMap, HashSet};
 
+use crate::onnx::Text;
 use crate::onnx::schema::GraphProto;
 
 /// Every value name that `graph` defines or reads, in its subgraphs too.
-pub(super) fn names(graph: &GraphProto) -> HashSet<String> {
+pub(super) fn names(graph: &GraphProto) -> HashSet<Text> {
     let mut names = HashSet::new();
     let mut waiting = vec![graph];
     while let Some(graph) = waiting.pop() {
@@ -14,13 +15,9 @@ pub(super) fn names(graph: &GraphProto) -> HashSet<String> {
             .iter()
             .chain(&graph.output)
             .chain(&graph.value_info);
-        names.extend(infos.map(|info| info.name().to_owned()));
-        names.extend(
-            graph
-                .initializer
-                .iter()
-                .map(|tensor| tensor.name().to_owned()),
-        );
+        names.extend(infos.filter_map(|info| info.name.clone()));
+        let tensors = graph.initializer.iter();
+        names.extend(tensors.filter_map(|tensor| tensor.name.clone()));
         for node in &graph.node {
             names.extend(node.input.iter().chain(&node.output).cloned());
             let attributes = node.attribute.iter();
@@ -36,8 +33,8 @@ pub(super) fn names(graph: &GraphProto) -> HashSet<String> {
 
 /// Renames values by `new`, old name to new one, in `graph` and its subgraphs. No new name may be in
 /// use.
-pub(super) fn rename(graph: &mut GraphProto, new: &HashMap<String, String>) {
-    let replace = |name: &mut String| {
+pub(super) fn rename(graph: &mut GraphProto, new: &HashMap<Text, Text>) {
+    let replace = |name: &mut Text| {
         if let Some(new) = new.get(name.as_str()) {
             name.clone_from(new);
         }

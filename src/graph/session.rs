@@ -108,17 +108,18 @@ fn rewrite(graph: &mut GraphProto, folder: &Path, places: &mut impl Iterator<Ite
     {
         let Some(place) = places.next() else { return };
         let location = place.file.strip_prefix(folder).unwrap_or(&place.file);
-        let entry = |key: &str, value: String| StringStringEntryProto {
+        let entry = |key: &str, value: &str| StringStringEntryProto {
             key: Some(key.into()),
-            value: Some(value),
+            value: Some(value.into()),
         };
         tensor.raw_data = None;
         tensor.data_location = Some(DataLocation::External as i32);
-        tensor.external_data = vec![
-            entry("location", location.to_string_lossy().into_owned()),
-            entry("offset", place.offset.to_string()),
-            entry("length", place.len.to_string()),
-        ];
+        tensor.external_data = [
+            entry("location", &location.to_string_lossy()),
+            entry("offset", &place.offset.to_string()),
+            entry("length", &place.len.to_string()),
+        ]
+        .into();
     }
     for node in &mut graph.node {
         for attribute in &mut node.attribute {

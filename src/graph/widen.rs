@@ -21,8 +21,8 @@ use std::collections::{HashMap, HashSet};
 use prost::Message as _;
 
 use super::patch::cast;
-use crate::onnx::DataType;
 use crate::onnx::schema::{ModelProto, NodeProto, TensorProto};
+use crate::onnx::{DataType, List, Text};
 
 /// Optimizers of ONNX Runtime that would convert all weights when a session is opened.
 pub const OPTIMIZERS: &str = "FuseFp16InitializerToFp32NodeTransformer;ConstantFolding";
@@ -50,11 +50,11 @@ fn widen(model: &mut ModelProto, min_numbers: i64) -> bool {
         tensor.data_type == Some(DataType::FLOAT16.code())
             && numbers.is_some_and(|numbers| numbers >= min_numbers)
     };
-    let weights: HashSet<String> = (graph.initializer.iter().filter(large))
-        .map(|tensor| tensor.name().to_owned())
+    let weights: HashSet<Text> = (graph.initializer.iter().filter(large))
+        .filter_map(|tensor| tensor.name.clone())
         .collect();
-    let mut wide: HashMap<String, NodeProto> = HashMap::new();
-    let mut body = Vec::with_capacity(graph.node.len());
+    let mut wide: HashMap<Text, NodeProto> = HashMap::new();
+    let mut body = List::with_capacity(graph.node.len());
     for product in std::mem::take(&mut graph.node) {
         let weight = product.input.get(1).filter(|name| weights.contains(*name));
         let (Some(weight), "MatMul" | "Gemm", "") = (weight, product.op_type(), product.domain())
@@ -68,7 +68,7 @@ fn widen(model: &mut ModelProto, min_numbers: i64) -> bool {
         in_float32(product, &widened, &mut body);
     }
     let changed = !wide.is_empty();
-    let mut first: Vec<NodeProto> = wide.into_values().collect();
+    let mut first: List<NodeProto> = wide.into_values().collect();
     // In an order of their own: the same graph gives the same bytes.
     first.sort_by(|a, b| a.name().cmp(b.name()));
     graph.node = first;
@@ -77,22 +77,22 @@ fn widen(model: &mut ModelProto, min_numbers: i64) -> bool {
 }
 
 /// `product` with all inputs in float32, the weight's as `weight`, and its output in float16 again.
-fn in_float32(mut product: NodeProto, weight: &str, body: &mut Vec<NodeProto>) {
+fn in_float32(mut product: NodeProto, weight: &str, body: &mut List<NodeProto>) {
     let output = product.output.first().cloned().unwrap_or_default();
     for (position, input) in product.input.iter_mut().enumerate() {
         match (position, input.as_str()) {
-            (1, _) => *input = weight.to_owned(),
+            (1, _) => *input = weight.into(),
             // An optional input that is left out.
             (_, "") => {}
             (position, name) => {
                 let widened = format!("kvw.float32.{output}.{position}");
                 body.push(cast(name, &widened, DataType::FLOAT));
-                *input = widened;
+                *input = widened.into();
             }
         }
     }
     let widened = format!("kvw.float32.{output}");
-    product.output = vec![widened.clone()];
+    product.output = [widened.as_str().into()].into();
     body.push(product);
     body.push(cast(&widened, &output, DataType::FLOAT16));
 }
@@ -100,6 +100,8 @@ fn in_float32(mut product: NodeProto, weight: &str, body: &mut Vec<NodeProto>) {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::indexing_slicing)]
 mod tests {
+    use thin_vec::thin_vec;
+
     use super::*;
     use crate::graph::patch::node;
     use crate::onnx::schema::GraphProto;
@@ -107,19 +109,19 @@ mod tests {
     fn model() -> ModelProto {
         let weight = |name: &str, dims: [i64; 2], data_type: DataType| TensorProto {
             name: Some(name.into()),
-            dims: dims.to_vec(),
+            dims: dims.into(),
             data_type: Some(data_type.code()),
             ..Default::default()
         };
         let graph = GraphProto {
-            node: vec![
+            node: thin_vec![
                 node("MatMul", &["x", "w"], "a"),
                 node("Gemm", &["a", "w", "bias"], "b"),
                 node("MatMul", &["b", "small"], "c"),
                 node("MatMul", &["w", "c"], "d"),
                 node("MatMul", &["d", "single"], "e"),
             ],
-            initializer: vec![
+            initializer: thin_vec![
                 weight("w", [4, 4], DataType::FLOAT16),
                 weight("small", [1, 4], DataType::FLOAT16),
                 weight("single", [4, 4], DataType::FLOAT),

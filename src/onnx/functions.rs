@@ -16,6 +16,7 @@ use std::collections::{HashMap, HashSet};
 
 use prost::Message;
 
+use super::compact::{List, Text};
 use super::schema::{
     AttributeProto, FunctionProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto,
 };
@@ -72,7 +73,7 @@ fn same_operators(model: &[OperatorSetIdProto], function: &[OperatorSetIdProto])
 struct Inliner<'m> {
     functions: HashMap<Key<'m>, &'m FunctionProto>,
     /// Value names in use.
-    taken: HashSet<String>,
+    taken: HashSet<Text>,
     calls: usize,
     nodes: usize,
     bytes: usize,
@@ -81,9 +82,11 @@ struct Inliner<'m> {
 impl<'m> Inliner<'m> {
     fn take_names(&mut self, graph: &GraphProto) {
         let infos = graph.input.iter().chain(&graph.output);
-        self.taken.extend(infos.map(|info| info.name().to_owned()));
-        let tensors = graph.initializer.iter().map(|tensor| tensor.name());
-        self.taken.extend(tensors.map(str::to_owned));
+        self.taken
+            .extend(infos.filter_map(|info| info.name.clone()));
+        let tensors = graph.initializer.iter();
+        self.taken
+            .extend(tensors.filter_map(|tensor| tensor.name.clone()));
         for node in &graph.node {
             self.taken.extend(node.output.iter().cloned());
             for attribute in &node.attribute {
@@ -106,12 +109,12 @@ impl<'m> Inliner<'m> {
         Some(())
     }
 
-    fn resolved(&mut self, nodes: Vec<NodeProto>, depth: usize) -> Option<Vec<NodeProto>> {
+    fn resolved(&mut self, nodes: List<NodeProto>, depth: usize) -> Option<List<NodeProto>> {
         self.nodes += nodes.len();
         if self.nodes > FUNCTION_NODES || depth > FUNCTION_DEPTH {
             return None;
         }
-        let mut result = Vec::with_capacity(nodes.len());
+        let mut result = List::with_capacity(nodes.len());
         for mut node in nodes {
             for attribute in &mut node.attribute {
                 let inner = attribute.g.as_deref_mut().into_iter();
@@ -132,7 +135,7 @@ impl<'m> Inliner<'m> {
     }
 
     /// The nodes of `function` as `node` calls it.
-    fn call(&mut self, node: &NodeProto, function: &FunctionProto) -> Option<Vec<NodeProto>> {
+    fn call(&mut self, node: &NodeProto, function: &FunctionProto) -> Option<List<NodeProto>> {
         self.bytes = self.bytes.checked_add(function.encoded_len())?;
         if self.bytes > FUNCTION_BYTES {
             return None;
@@ -142,7 +145,7 @@ impl<'m> Inliner<'m> {
             .node
             .iter()
             .flat_map(|node| &node.output)
-            .map(String::as_str)
+            .map(Text::as_str)
             .collect();
         let mut names = Names {
             prefix: format!("{}.{}.", node.op_type(), self.calls),
@@ -164,8 +167,8 @@ impl<'m> Inliner<'m> {
                 // An input that is handed through.
                 passed.push(NodeProto {
                     op_type: Some("Identity".into()),
-                    input: vec![names.of(formal)],
-                    output: vec![actual.clone()],
+                    input: [names.of(formal)].into(),
+                    output: [actual.clone()].into(),
                     ..NodeProto::default()
                 });
             }
@@ -173,7 +176,7 @@ impl<'m> Inliner<'m> {
         let mut body = function.node.clone();
         for inner in &mut body {
             if let Some(name) = inner.name.as_mut() {
-                *name = format!("{}/{name}", node.name());
+                *name = format!("{}/{name}", node.name()).into();
             }
             give_attributes(inner, node, function);
             names.apply(inner);
@@ -186,23 +189,25 @@ impl<'m> Inliner<'m> {
 /// Values of a function's body under the names that they get in the graph.
 struct Names<'t> {
     prefix: String,
-    actual: HashMap<String, String>,
-    taken: &'t mut HashSet<String>,
+    actual: HashMap<Text, Text>,
+    taken: &'t mut HashSet<Text>,
 }
 
 impl Names<'_> {
-    fn of(&mut self, name: &str) -> String {
+    fn of(&mut self, name: &Text) -> Text {
         if name.is_empty() {
-            return String::new();
+            return Text::new();
         }
         if let Some(actual) = self.actual.get(name) {
             return actual.clone();
         }
         let mut new = format!("{}{name}", self.prefix);
-        while !self.taken.insert(new.clone()) {
+        while self.taken.contains(new.as_str()) {
             new.push('\'');
         }
-        self.actual.insert(name.to_owned(), new.clone());
+        let new = Text::from(new);
+        self.taken.insert(new.clone());
+        self.actual.insert(name.clone(), new.clone());
         new
     }
 

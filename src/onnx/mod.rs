@@ -10,6 +10,8 @@
 //! - weights are never copied: `raw_data` is a slice of the map, so its address *is* its offset.
 
 pub mod anatomy;
+#[allow(missing_docs)]
+pub mod compact;
 mod dtype;
 mod error;
 mod external;
@@ -19,6 +21,7 @@ mod span;
 pub mod splice;
 mod wire;
 
+pub use compact::{List, Text};
 pub use dtype::DataType;
 pub use error::Error;
 pub use model::{ModelFile, Storage, attribute, graphs, int_attribute, tensors};

@@ -3,8 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
-use prost::Message;
 
+use super::compact::{self, Failure};
 use super::external::Reference;
 use super::schema::attribute_proto::AttributeType;
 use super::schema::tensor_proto::DataLocation;
@@ -12,6 +12,7 @@ use super::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorPro
 use super::{ByteSpan, DataType, Error, Limits, wire};
 use crate::files::contain::Root;
 use crate::files::map::map_file;
+use crate::limits::allowed_graph;
 
 /// Where a tensor's bytes lie.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -60,29 +61,22 @@ impl ModelFile {
         };
         let file = path.canonicalize().map_err(io)?;
         let map = map_file(&file).map_err(io)?;
-        wire::scan(&map, limits).map_err(|fault| match fault {
-            wire::Fault::TooLarge(limit) => Error::TooLarge {
-                path: path.to_owned(),
-                limit,
-            },
-            wire::Fault::Malformed {
-                offset,
-                message,
-                found,
-            } => Error::Malformed {
-                path: path.to_owned(),
-                offset,
-                size: map.len(),
-                message,
-                found,
-            },
-        })?;
-        let proto = ModelProto::decode(map.clone()).map_err(|error| Error::Malformed {
+        let malformed = |offset, message, found| Error::Malformed {
             path: path.to_owned(),
-            offset: 0,
+            offset,
             size: map.len(),
-            message: "ModelProto",
-            found: error.to_string(),
+            message,
+            found,
+        };
+        let structure = wire::scan(&map, limits)
+            .map_err(|fault| malformed(fault.offset, fault.message, fault.found))?;
+        let budget = allowed_graph(structure as u64).min(limits.decoded_bytes);
+        let proto = compact::decode(map.clone(), budget).map_err(|failure| match failure {
+            Failure::TooLarge => Error::TooLarge {
+                path: path.to_owned(),
+                limit: budget,
+            },
+            Failure::Malformed(error) => malformed(0, "ModelProto", error.to_string()),
         })?;
         if proto
             .graph
@@ -139,6 +133,38 @@ impl ModelFile {
     /// The decoded model.
     pub fn proto(&self) -> &ModelProto {
         &self.proto
+    }
+
+    /// The decoded model but for its main graph.
+    pub(crate) fn without_graph(&self) -> ModelProto {
+        let ModelProto {
+            ir_version,
+            opset_import,
+            producer_name,
+            producer_version,
+            domain,
+            model_version,
+            doc_string,
+            graph: _,
+            metadata_props,
+            training_info,
+            functions,
+            configuration,
+        } = &self.proto;
+        ModelProto {
+            ir_version: *ir_version,
+            opset_import: opset_import.clone(),
+            producer_name: producer_name.clone(),
+            producer_version: producer_version.clone(),
+            domain: domain.clone(),
+            model_version: *model_version,
+            doc_string: doc_string.clone(),
+            graph: None,
+            metadata_props: metadata_props.clone(),
+            training_info: training_info.clone(),
+            functions: functions.clone(),
+            configuration: configuration.clone(),
+        }
     }
 
     /// The main graph. Calls of the model's own functions are replaced by the functions' bodies.
@@ -427,7 +453,7 @@ fn attribute_graphs(attribute: &AttributeProto) -> impl Iterator<Item = &GraphPr
 /// An attribute of type `INT`.
 pub fn int_attribute(name: &str, value: i64) -> AttributeProto {
     AttributeProto {
-        name: Some(name.to_owned()),
+        name: Some(name.into()),
         r#type: Some(AttributeType::Int as i32),
         i: Some(value),
         ..AttributeProto::default()

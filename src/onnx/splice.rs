@@ -198,6 +198,7 @@ impl Splice {
 #[cfg(test)]
 mod tests {
     use prost::Message as _;
+    use thin_vec::thin_vec;
 
     use super::super::anatomy::{Anatomy, frame, graph_field, node_field};
     use super::super::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto};
@@ -225,24 +226,24 @@ mod tests {
     /// A model with a node in a subgraph, and an unknown field in each message around it.
     fn model() -> (Vec<u8>, ModelProto) {
         let inner = GraphProto {
-            node: vec![NodeProto {
-                input: vec!["a".into(), "b".into()],
+            node: thin_vec![NodeProto {
+                input: ["a".into(), "b".into()].into(),
                 op_type: Some("Mul".into()),
                 ..Default::default()
             }],
             ..Default::default()
         };
         let graph = GraphProto {
-            node: vec![NodeProto {
+            node: thin_vec![NodeProto {
                 op_type: Some("If".into()),
-                attribute: vec![AttributeProto {
+                attribute: thin_vec![AttributeProto {
                     name: Some("then_branch".into()),
                     g: Some(Box::new(inner)),
                     ..Default::default()
                 }],
                 ..Default::default()
             }],
-            initializer: vec![TensorProto {
+            initializer: thin_vec![TensorProto {
                 raw_data: Some(vec![7u8; 100].into()),
                 ..Default::default()
             }],
@@ -288,7 +289,7 @@ mod tests {
             let mut expected = model.clone();
             let graph = expected.graph.as_mut().unwrap();
             let inner = graph.node[0].attribute[0].g.as_deref_mut().unwrap();
-            inner.node[0].input[1] = name.to_owned();
+            inner.node[0].input[1] = name.into();
             assert_eq!(ModelProto::decode(out.as_slice()).unwrap(), expected);
             let unknown = [0xf8, 0x3f, 1];
             assert_eq!(out.windows(3).filter(|w| *w == unknown).count(), 2);

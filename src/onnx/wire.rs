@@ -1,17 +1,15 @@
 //! The protobuf wire format, scanned before it is decoded.
 //!
-//! In: the bytes of a `.onnx` file. Out: nothing, or the first fault. Promised: after a scan that
-//! succeeds, decoding the same bytes allocates at most about [`Limits::decoded_bytes`].
+//! In: the bytes of a `.onnx` file. Out: how many of them are not weights, or the first fault. Promised: after a scan
+//! that succeeds, the messages that may nest or hold weights are well-formed, and nested no deeper than
+//! [`Limits::depth`].
 //!
-//! Why: `prost` bounds recursion, but not amplification. An empty sub-message is two bytes on the
-//! wire and hundreds in memory, so 8 MB of them decode to gigabytes. The scan walks every message
-//! by its schema, allocates nothing, and adds up what decoding would take: the limit follows the bytes that
-//! are not weights ([`limits::allowed_graph`]), so that a small file stays small. It is also what can say at
-//! which byte a truncated file breaks off.
+//! Why: what decoding may take follows the bytes that are not weights ([`limits::allowed_graph`]), so that a small
+//! file stays small; `prost` bounds recursion, but not amplification. An empty sub-message is two bytes on the wire and
+//! tens in memory, so 8 MB of them decode to hundreds. The scan walks the messages by their schema and allocates
+//! nothing; [`super::compact`] then counts what decoding takes. The scan is also what can say at which byte a truncated
+//! file breaks off.
 
-use std::mem::size_of;
-
-use super::schema;
 use crate::limits;
 
 /// What reading a model may cost.
@@ -33,29 +31,24 @@ impl Default for Limits {
     }
 }
 
-/// Where and why a scan stopped.
+/// Where and why a scan stopped: the bytes are not a well-formed message.
 #[derive(Debug)]
-pub(super) enum Fault {
-    /// The bytes are not a well-formed message.
-    Malformed {
-        offset: usize,
-        message: &'static str,
-        found: String,
-    },
-    /// Decoding would take more than this limit.
-    TooLarge(u64),
+pub(super) struct Fault {
+    pub(super) offset: usize,
+    pub(super) message: &'static str,
+    pub(super) found: String,
 }
 
-/// Scans `bytes` as a `ModelProto`.
-pub(super) fn scan(bytes: &[u8], limits: &Limits) -> Result<(), Fault> {
+/// Scans `bytes` as a `ModelProto`. Returns how many of them are not weights.
+pub(super) fn scan(bytes: &[u8], limits: &Limits) -> Result<usize, Fault> {
     let mut scanner = Scanner {
         bytes,
         at: 0,
-        charged: 0,
         mapped: 0,
         limits,
     };
-    scanner.message(Kind::Model, bytes.len(), 0)
+    scanner.message(Kind::Model, bytes.len(), 0)?;
+    Ok(bytes.len().saturating_sub(scanner.mapped))
 }
 
 /// The messages of ONNX's schema that nest or repeat.
@@ -82,14 +75,10 @@ enum Kind {
 /// What a length-delimited field holds.
 enum Payload {
     Message(Kind),
-    /// A string or bytes that decoding copies.
-    Copied,
     /// `raw_data`, a slice of the map.
     Mapped,
-    /// Packed scalars, at most 8 bytes of memory for each byte on the wire.
-    Packed,
-    /// A message that real models leave out. Charged a flat rate that bounds what it decodes to.
-    Rare,
+    /// A text, packed scalars, or a message that real models leave out and that holds neither graphs nor weights.
+    Other,
 }
 
 impl Kind {
@@ -112,50 +101,15 @@ impl Kind {
         }
     }
 
-    /// Bytes of memory of one decoded message, without what it points to.
-    fn size(self) -> u64 {
-        let size = match self {
-            Kind::Model => size_of::<schema::ModelProto>(),
-            Kind::Graph => size_of::<schema::GraphProto>(),
-            Kind::Node => size_of::<schema::NodeProto>(),
-            Kind::Attribute => size_of::<schema::AttributeProto>(),
-            Kind::Tensor => size_of::<schema::TensorProto>(),
-            Kind::SparseTensor => size_of::<schema::SparseTensorProto>(),
-            Kind::ValueInfo => size_of::<schema::ValueInfoProto>(),
-            Kind::Type | Kind::TypeCase => size_of::<schema::TypeProto>(),
-            Kind::Shape => size_of::<schema::TensorShapeProto>(),
-            Kind::Dimension => size_of::<schema::tensor_shape_proto::Dimension>(),
-            Kind::Function => size_of::<schema::FunctionProto>(),
-            Kind::Training => size_of::<schema::TrainingInfoProto>(),
-            Kind::Entry => size_of::<schema::StringStringEntryProto>(),
-            Kind::OperatorSet => size_of::<schema::OperatorSetIdProto>(),
-        };
-        size as u64
-    }
-
-    /// Whether the message that field `number` holds is the only one.
-    fn is_single(self, number: u64) -> bool {
-        matches!(
-            (self, number),
-            (Kind::Model, 7)
-                | (Kind::Training, 1 | 2)
-                | (Kind::Attribute, 5 | 6 | 14 | 22)
-                | (Kind::SparseTensor, 1 | 2)
-                | (Kind::ValueInfo, 2)
-                | (Kind::Type | Kind::TypeCase, _)
-        )
-    }
-
     /// What field `number` holds when it is length-delimited (numbers of `onnx-ml.proto`).
     fn payload(self, number: u64) -> Payload {
         use Kind::*;
-        use Payload::{Copied, Mapped, Message, Packed, Rare};
+        use Payload::{Mapped, Message, Other};
         match (self, number) {
             (Model, 7) => Message(Graph),
             (Model, 8) | (Function, 9) => Message(OperatorSet),
             (Model, 20) => Message(Training),
             (Model, 25) => Message(Function),
-            (Model, 26) | (Graph, 14) | (Node, 10) | (Tensor, 3) | (Type, 5) => Rare,
             (Training, 1 | 2) => Message(Graph),
             (Graph, 1) | (Function, 7) => Message(Node),
             (Graph, 5) => Message(Tensor),
@@ -171,7 +125,6 @@ impl Kind {
             | (Training, 3 | 4) => Message(Entry),
             (Attribute, 5 | 10) | (SparseTensor, 1 | 2) => Message(Tensor),
             (Attribute, 6 | 11) => Message(Graph),
-            (Attribute, 7 | 8) | (Tensor, 1 | 4 | 5 | 7 | 10 | 11) | (SparseTensor, 3) => Packed,
             (Attribute, 14 | 15) | (ValueInfo, 2) => Message(Type),
             (Attribute, 22 | 23) => Message(SparseTensor),
             (Tensor, 9) => Mapped,
@@ -180,65 +133,25 @@ impl Kind {
             (TypeCase, 1) => Message(Type),
             (TypeCase, 2) => Message(Shape),
             (Shape, 1) => Message(Dimension),
-            _ => Copied,
+            _ => Other,
         }
     }
 }
 
-/// The heap's own, for each block.
-const BLOCK: u64 = 16;
-/// A vector that holds anything has room for this many.
-const LEAST: u64 = 4;
-/// The slot of a string in its message or vector.
-const STRING: u64 = 24;
-/// Flat charge per wire byte of a [`Payload::Rare`] message: no message of the schema that is left
-/// to it takes more than 128 bytes of memory for two on the wire.
-const RARE_FACTOR: u64 = 64;
-
-/// How often each field was met in a message, by its number; the schema's go to 26.
-type Seen = [u32; 32];
-
 struct Scanner<'a> {
     bytes: &'a [u8],
     at: usize,
-    /// Memory that decoding what was read so far takes.
-    charged: u64,
     /// Bytes of weights so far.
-    mapped: u64,
+    mapped: usize,
     limits: &'a Limits,
 }
 
 impl Scanner<'_> {
     fn fault(&self, kind: Kind, found: impl Into<String>) -> Fault {
-        Fault::Malformed {
+        Fault {
             offset: self.at,
             message: kind.name(),
             found: found.into(),
-        }
-    }
-
-    fn charge(&mut self, bytes: u64) -> Result<(), Fault> {
-        self.charged = self.charged.saturating_add(bytes);
-        let structure = (self.at as u64).saturating_sub(self.mapped);
-        let limit = limits::allowed_graph(structure).min(self.limits.decoded_bytes);
-        match self.charged > limit {
-            true => Err(Fault::TooLarge(limit)),
-            false => Ok(()),
-        }
-    }
-
-    /// Charges the next thing of `size` bytes in field `number` of a message that has had `seen` so far.
-    fn item(&mut self, seen: &mut Seen, number: u64, size: u64) -> Result<(), Fault> {
-        let slot = usize::try_from(number).ok().and_then(|n| seen.get_mut(n));
-        let before = slot.map_or(0, |count| {
-            let before = *count;
-            *count = count.saturating_add(1);
-            before
-        });
-        match u64::from(before) {
-            0 => self.charge(BLOCK + LEAST * size),
-            1..LEAST => Ok(()),
-            _ => self.charge(size),
         }
     }
 
@@ -279,7 +192,6 @@ impl Scanner<'_> {
                 format!("more than {} nested messages", self.limits.depth),
             ));
         }
-        let mut seen = Seen::default();
         while self.at < end {
             let tag = self.varint(kind, end)?;
             let number = tag >> 3;
@@ -289,39 +201,23 @@ impl Scanner<'_> {
             match tag & 7 {
                 0 => {
                     self.varint(kind, end)?;
-                    // Repeated scalars may come unpacked.
-                    self.item(&mut seen, number, 8)?;
                 }
                 1 => {
                     self.skip(kind, 8, end)?;
-                    self.item(&mut seen, number, 8)?;
                 }
                 5 => {
                     self.skip(kind, 4, end)?;
-                    self.item(&mut seen, number, 8)?;
                 }
                 2 => {
                     let length = self.varint(kind, end)?;
                     let start = self.at;
-                    let read = self.skip(kind, length, end)? as u64;
+                    let read = self.skip(kind, length, end)?;
                     match kind.payload(number) {
                         Payload::Mapped => self.mapped += read,
-                        Payload::Copied => {
-                            self.item(&mut seen, number, STRING)?;
-                            self.charge(read + BLOCK)?;
-                        }
-                        Payload::Packed => self.charge(read.saturating_mul(8))?,
-                        // Two bytes on the wire are the tag and the length of an empty one.
-                        Payload::Rare => {
-                            self.charge((read + 2).saturating_mul(RARE_FACTOR))?;
-                        }
+                        Payload::Other => {}
                         Payload::Message(inner) => {
                             let inner_end = self.at;
                             self.at = start;
-                            match kind.is_single(number) {
-                                true => self.charge(BLOCK + inner.size())?,
-                                false => self.item(&mut seen, number, inner.size())?,
-                            }
                             self.message(inner, inner_end, depth + 1)?;
                         }
                     }
@@ -340,8 +236,10 @@ impl Scanner<'_> {
 #[cfg(test)]
 mod tests {
     use prost::Message;
+    use thin_vec::thin_vec;
 
-    use super::{Fault, Limits, scan, schema};
+    use super::super::schema;
+    use super::{Fault, Limits, scan};
 
     /// `field` of wire type 2 around `inner`.
     fn field(number: u8, inner: &[u8]) -> Vec<u8> {
@@ -352,29 +250,15 @@ mod tests {
     }
 
     #[test]
-    fn a_bomb_of_empty_messages_is_refused_before_it_is_decoded() {
-        // ModelProto.graph.node.attribute: 4 million empty attributes in 8 MB.
-        let attributes = [5 << 3 | 2, 0].repeat(4 << 20);
-        let model = field(7, &field(1, &attributes));
-        let limits = Limits::default();
-        assert!(matches!(scan(&model, &limits), Err(Fault::TooLarge(_))));
-        // A smaller one is measured by its own size.
-        let model = field(7, &field(1, &[5 << 3 | 2, 0].repeat(1 << 19)));
-        let limit = crate::limits::allowed_graph(model.len() as u64);
-        assert!(limit < 64 << 20);
-        match scan(&model, &limits) {
-            Err(Fault::TooLarge(at)) => assert!(at <= limit),
-            other => panic!("{other:?}"),
-        }
-        // Weights do not raise the limit.
+    fn weights_are_told_from_structure() {
         let weight = schema::TensorProto {
-            raw_data: Some(vec![0; 64 << 20].into()),
+            name: Some("w".into()),
+            raw_data: Some(vec![0; 1000].into()),
             ..Default::default()
         };
-        let graph = [field(5, &weight.encode_to_vec()), field(1, &attributes)].concat();
-        assert!(
-            matches!(scan(&field(7, &graph), &limits), Err(Fault::TooLarge(at)) if at < 256 << 20)
-        );
+        let model = field(7, &field(5, &weight.encode_to_vec()));
+        let structure = scan(&model, &Limits::default()).unwrap();
+        assert_eq!(structure, model.len() - 1000);
     }
 
     #[test]
@@ -385,24 +269,22 @@ mod tests {
             inner = field(4, &field(1, &inner));
         }
         let model = field(7, &field(11, &field(2, &inner)));
-        assert!(matches!(
-            scan(&model, &Limits::default()),
-            Err(Fault::Malformed { .. })
-        ));
+        let Fault { message, found, .. } = scan(&model, &Limits::default()).unwrap_err();
+        assert!(found.contains("more than 100 nested"), "{message}: {found}");
     }
 
     #[test]
     fn every_truncation_of_a_model_is_named_or_harmless() {
         let graph = schema::GraphProto {
-            node: vec![schema::NodeProto {
-                input: vec!["x".into(), "w".into()],
-                output: vec!["y".into()],
+            node: thin_vec![schema::NodeProto {
+                input: ["x".into(), "w".into()].into(),
+                output: ["y".into()].into(),
                 op_type: Some("MatMul".into()),
                 ..Default::default()
             }],
-            initializer: vec![schema::TensorProto {
+            initializer: thin_vec![schema::TensorProto {
                 name: Some("w".into()),
-                dims: vec![4, 4],
+                dims: [4, 4].into(),
                 raw_data: Some(vec![1u8; 64].into()),
                 ..Default::default()
             }],
@@ -416,8 +298,8 @@ mod tests {
         assert!(scan(&bytes, &Limits::default()).is_ok());
         for length in 1..bytes.len() {
             match scan(&bytes[..length], &Limits::default()) {
-                Err(Fault::Malformed { offset, .. }) => assert!(offset <= length),
-                other => panic!("{length} of {} bytes: {other:?}", bytes.len()),
+                Err(Fault { offset, .. }) => assert!(offset <= length),
+                Ok(_) => panic!("{length} of {} bytes", bytes.len()),
             }
         }
     }

@@ -10,8 +10,7 @@ What is checked:
 - the exit code is 2, or 0 where the file is still good, or 1 for a folder that a check finds wrong; never a panic (3,
   101), an abort (134) or a crash (139), and the time is below the limit;
 - exit code 2 comes with a message that names the file, or what it is to the verb;
-- peak memory is at most 4 bytes for each of the file's (16 of an ONNX graph's), and 64 MiB, beyond what the verb
-  takes for a good file; pictures, data and tokenizers have limits of their own (docs/security.md).
+- peak memory is at most 4 bytes for each of the file's, and 64 MiB, beyond what the verb takes for a good file; pictures, data and tokenizers have limits of their own (docs/security.md).
 """
 
 import argparse
@@ -148,7 +147,7 @@ def formats(kvw, folder):
     shards = sorted((folder / "table").glob("*.parquet"))
     shard = str(shards[0].relative_to(folder))
     return [
-        Format("onnx", "single/model.onnx", [kvw, "inspect", "single/model.onnx"], corpus.onnx_cases(), seeds=graphs, damage=420, address=256, metadata=16),
+        Format("onnx", "single/model.onnx", [kvw, "inspect", "single/model.onnx"], corpus.onnx_cases(), seeds=graphs, damage=420, address=256),
         Format("external data", "single/model.onnx", [kvw, "inspect", "single/model.onnx"], corpus.external_cases(), address=256),
         Format("plan", "forget.plan", [kvw, "apply", "model", "--plan", "forget.plan", "-o", "new", "--dry-run"], corpus.safetensors_cases(read("forget.plan")), seeds=[read("forget.plan")], damage=140, address=512, called="the plan was made for"),
         Format("coefficients", "retain.kc", [kvw, "weaken", "model", "--forget", "one.jsonl", "--retain-coefficients", "retain.kc", "-o", "x.plan", "--force"], corpus.safetensors_cases(read("retain.kc")), seeds=[read("retain.kc")], damage=70, called="the retain coefficients"),
