@@ -133,8 +133,8 @@ limits! {
     /// Nobody indents further, and `tojson(indent=1e9)` takes gigabytes.
     TEMPLATE_INDENT: usize = 16, Count, "spaces by which `tojson` indents",
         "a_template_that_runs_forever_or_eats_memory_is_stopped";
-    /// A conversation takes a thousandth.
-    TEMPLATE_MEMORY: u64 = 256 << 20, Bytes, "memory of the child that renders a chat template first",
+    /// A conversation takes a hundredth.
+    TEMPLATE_MEMORY: u64 = 48 << 20, Bytes, "memory of the child that renders a chat template first",
         "templates_and_tokenizers_that_explode_do_so_in_a_child";
     /// A conversation takes a thousandth.
     TEMPLATE_SECONDS: u64 = 10, Count, "processor seconds of that child",

@@ -507,7 +507,7 @@ fn not_embedded(samples: &[Sample]) -> impl Fn((usize, runtime::Error)) -> kvw::
     move |(index, error)| kvw::Error::Forward {
         samples: format!(
             "sample {}",
-            samples.get(index).map_or("", |s| s.id.as_str())
+            samples.get(index).map_or_else(String::new, Sample::called)
         ),
         source: Box::new(error),
     }

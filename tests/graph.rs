@@ -356,7 +356,7 @@ fn gates_of_one_change_nothing(engine: &Engine, bundle: &Bundle, samples: &[Embe
         assert_eq!(expected.dim(), found.dim());
         let mut bits = expected.iter().zip(&found);
         let same = bits.all(|(a, b)| a.to_bits() == b.to_bits());
-        assert!(same, "{}: {}", bundle.folder().display(), sample.id);
+        assert!(same, "{}: {}", bundle.folder().display(), sample.name);
     }
 }
 

@@ -460,7 +460,7 @@ fn templates_render_what_the_methods_original_code_was_given() {
             let full = template.render(&json!([user, assistant]), false).unwrap();
             assert_eq!(full.trim(), row["prompt"], "{model}");
             assert_eq!(full.matches(placeholder).count(), 1);
-            let span = answer_span("s", &full, &prompt, answer).unwrap();
+            let span = answer_span(template.path(), &full, &prompt, answer).unwrap();
             assert_eq!(&full[span], answer);
         }
     }
@@ -506,7 +506,8 @@ fn chain(error: &dyn std::error::Error) -> String {
 }
 
 #[test]
-fn a_placeholder_in_the_question_or_the_answer_is_an_error_that_names_the_sample() {
+fn a_placeholder_in_the_question_or_the_answer_is_an_error_that_names_the_sample_and_the_template()
+{
     let family = family();
     let image = Some(fixture().join("images/l.png"));
     for sample in [
@@ -515,9 +516,12 @@ fn a_placeholder_in_the_question_or_the_answer_is_an_error_that_names_the_sample
         sample(image, "what?", "<|image_pad|>"),
     ] {
         let error = family.prepare(&sample, Form::WithAnswer).unwrap_err();
+        let text = chain(&error);
         assert!(
-            error.to_string().starts_with("sample `s9`: expected "),
-            "{error}"
+            text.starts_with("sample `s9` cannot be prepared\n")
+                && text.contains("chat_template.jinja: expected ")
+                && text.contains("tokenizer.json"),
+            "{text}"
         );
         assert!(error.hint().is_some());
     }
@@ -538,7 +542,8 @@ fn model_with(file: &str, content: Option<&str>) -> tempfile::TempDir {
 }
 
 #[test]
-fn a_template_that_changes_or_drops_the_answer_is_an_error_that_names_the_sample() {
+fn a_template_that_changes_or_drops_the_answer_is_an_error_that_names_the_sample_and_the_template()
+{
     for template in [
         "{% for m in messages %}{{ m.role }}:{{ m.content[0].text | trim }}\n{% endfor %}\
          {% if add_generation_prompt %}assistant:{% endif %}",
@@ -552,11 +557,11 @@ fn a_template_that_changes_or_drops_the_answer_is_an_error_that_names_the_sample
         let error = family
             .prepare(&sample(None, "who?", " Ada  "), Form::WithAnswer)
             .unwrap_err();
+        let text = chain(&error);
         assert!(
-            error
-                .to_string()
-                .starts_with("sample `s9`: answer not in the prompt: "),
-            "{error}"
+            text.starts_with("sample `s9` cannot be prepared\n")
+                && text.contains("chat_template.jinja: answer not in the prompt: "),
+            "{text}"
         );
     }
 }

@@ -182,7 +182,7 @@ pub(crate) fn sample(seed: u64) -> Embedded {
     // Position t counts where token t + 1 belongs to the answer; nothing follows the last one.
     let counts = |t: usize| t + 1 < TOKENS && t + 1 >= TOKENS - ANSWER;
     Embedded {
-        id: format!("random-{seed}"),
+        name: format!("random-{seed}"),
         input_ids: vec![0; TOKENS],
         inputs_embeds: Some(inputs_embeds),
         position_ids: PositionIds::Multimodal(positions),

@@ -92,8 +92,8 @@ struct Ready;
 impl Embed for Ready {
     type Sample = Embedded;
 
-    fn name<'a>(&self, sample: &'a Embedded) -> &'a str {
-        &sample.id
+    fn name(&self, sample: &Embedded) -> String {
+        sample.name.clone()
     }
 
     fn embed(&mut self, sample: &Embedded, _gates: &Gates) -> Result<Embedded, Error> {
@@ -114,7 +114,7 @@ impl Forward for Counted<'_> {
         self.inner.layers()
     }
 
-    fn sample_name<'a>(&self, sample: &'a Embedded) -> &'a str {
+    fn sample_name(&self, sample: &Embedded) -> String {
         self.inner.sample_name(sample)
     }
 

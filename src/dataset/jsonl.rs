@@ -5,11 +5,12 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 
-use super::{Choice, Dataset, Error, ImageSource, Sample, Task, hex};
+use super::{Choice, Dataset, Error, ImageSource, Origin, Place, Sample, Task, hex};
 use crate::files::{json, read_limited};
 use crate::limits;
 
@@ -22,6 +23,7 @@ pub fn read_jsonl(path: &Path) -> Result<Dataset, Error> {
     let bytes = read_limited(path, limits::JSONL_BYTES)?;
     let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
 
+    let shared: Arc<Path> = path.into();
     let mut samples = Vec::new();
     let mut lines_by_id = HashMap::new();
     for (index, line_bytes) in text.split(|&byte| byte == b'\n').enumerate() {
@@ -38,7 +40,13 @@ pub fn read_jsonl(path: &Path) -> Result<Dataset, Error> {
         if line.is_empty() {
             continue;
         }
-        let sample = row.sample(line)?;
+        let sample = Sample {
+            origin: Some(Origin {
+                path: Arc::clone(&shared),
+                place: Place::Line(row.line),
+            }),
+            ..row.sample(line)?
+        };
         if let Some(first_line) = lines_by_id.insert(sample.id.clone(), row.line) {
             return Err(Error::DuplicateId {
                 path: path.to_path_buf(),
@@ -155,6 +163,7 @@ impl Row<'_> {
             choice,
             id,
             feed: None,
+            origin: None,
         })
     }
 
@@ -318,6 +327,21 @@ mod tests {
             ("Who?", "Ada.", Some("Ada"))
         );
         assert_eq!(sample.facts["job"], "poet");
+    }
+
+    #[test]
+    fn whatever_fails_later_can_name_the_line() {
+        let rows = b"{\"question\": \"a\", \"answer\": \"b\"}\n\n{\"image\": \"face.png\", \"question\": \"a\", \"answer\": \"b\", \"id\": 7}\n";
+        let (dir, dataset) = read(rows);
+        let dataset = dataset.unwrap();
+        let file = dir.path().join("data.jsonl");
+        assert_eq!(
+            dataset.samples[1].called(),
+            format!("`7` ({}:3)", file.display())
+        );
+        std::fs::remove_file(dir.path().join("face.png")).unwrap();
+        let error = dataset.content_sha256().unwrap_err().to_string();
+        assert!(error.contains("data.jsonl:3"), "{error}");
     }
 
     #[test]

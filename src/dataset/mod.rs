@@ -16,6 +16,7 @@ mod feeds;
 mod image_source;
 mod jsonl;
 mod mllmu;
+mod origin;
 mod rows;
 mod table;
 
@@ -28,6 +29,7 @@ use sha2::{Digest, Sha256};
 pub use feeds::{is_feeds, read_feeds};
 pub use image_source::ImageSource;
 pub use jsonl::read_jsonl;
+pub use origin::{Origin, Place};
 
 /// The reader of parquet files, for a child process.
 pub(crate) const CONFINED: (&str, crate::confine::Reader) = (table::PARQUET, table::rows_of);
@@ -62,6 +64,19 @@ pub struct Sample {
     pub choice: Option<Choice>,
     /// A file with the model's inputs as they are, instead of all of the above but the id.
     pub feed: Option<PathBuf>,
+    /// Where it was read, for messages; what was made of a sample keeps the sample's.
+    pub origin: Option<Origin>,
+}
+
+impl Sample {
+    /// What messages call it: its id, and where it was read.
+    #[must_use]
+    pub fn called(&self) -> String {
+        match &self.origin {
+            Some(origin) => format!("`{}` ({origin})", self.id),
+            None => format!("`{}`", self.id),
+        }
+    }
 }
 
 /// How a sample is asked and judged.
@@ -186,13 +201,18 @@ impl Dataset {
     /// zero bytes for a text-only sample).
     ///
     /// # Errors
-    /// [`Error::Files`] where an image can no longer be read.
+    /// [`Error::Unreadable`] where an image can no longer be read.
     pub fn content_sha256(&self) -> Result<String, Error> {
         let mut whole = Sha256::new();
         whole.update(self.sha256.as_bytes());
         for sample in &self.samples {
             match &sample.image {
-                Some(image) => whole.update(image.sha256()?),
+                Some(image) => {
+                    whole.update(image.sha256().map_err(|source| Error::Unreadable {
+                        sample: sample.called(),
+                        source: Box::new(source),
+                    })?);
+                }
                 None => whole.update([0_u8; 32]),
             }
         }
@@ -341,6 +361,14 @@ pub enum Error {
         /// The line that had the id first.
         first_line: usize,
     },
+    /// A sample's image cannot be read, although it was there.
+    #[error("sample {sample}: its image cannot be read")]
+    Unreadable {
+        /// [`Sample::called`].
+        sample: String,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// The image is not there, or is not a file.
     #[error("{}:{line}: sample `{id}`: the image {} {problem}", path.display(), image.display())]
     Image {
@@ -378,6 +406,7 @@ impl Error {
                 r#"a sample is one line: {"image": "face.png", "question": "…", "answer": "…"}"#
             }
             Self::Files(error) => return error.hint(),
+            Self::Unreadable { source, .. } => return source.hint(),
             Self::DamagedShard { .. } => "download the file again",
             Self::Folder { .. } => {
                 "name the folder that holds one split's .parquet files, all of them, or one file"

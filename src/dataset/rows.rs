@@ -5,9 +5,10 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::table::{Cell, Row, read};
-use super::{BadRow, Dataset, Error, ImageSource, ReadOptions, Sample};
+use super::{BadRow, Dataset, Error, ImageSource, Origin, ReadOptions, Sample, origin};
 
 /// A row's place, for ids.
 pub(super) struct Place<'a> {
@@ -87,7 +88,12 @@ pub(super) fn dataset(
         };
         match samples(&place, &row.cells) {
             Ok(samples) => {
+                let path: Arc<Path> = row.shard.as_path().into();
                 for mut sample in samples {
+                    sample.origin = Some(Origin {
+                        path: Arc::clone(&path),
+                        place: origin::Place::Row(row.index),
+                    });
                     if !ids.insert(sample.id.clone()) {
                         sample.id = format!("{}#{index}", sample.id);
                         ids.insert(sample.id.clone());

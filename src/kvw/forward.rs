@@ -32,7 +32,7 @@ pub trait Forward {
     fn layers(&self) -> Vec<(LayerId, usize)>;
 
     /// A name for messages.
-    fn sample_name<'a>(&self, sample: &'a Self::Sample) -> &'a str;
+    fn sample_name(&self, sample: &Self::Sample) -> String;
 
     /// The moments over the answer tokens of `batch`, on the model with its down projections' inputs
     /// multiplied by `gates`. The moments are those of the hidden activation *before* its own gate.

@@ -316,8 +316,8 @@ mod tests {
             vec![(0.into(), 3), (1.into(), 3)]
         }
 
-        fn sample_name<'a>(&self, sample: &'a Input) -> &'a str {
-            &sample.name
+        fn sample_name(&self, sample: &Input) -> String {
+            sample.name.to_string()
         }
 
         fn sums(

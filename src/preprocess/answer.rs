@@ -10,6 +10,7 @@
 #![warn(clippy::indexing_slicing)]
 
 use std::ops::Range;
+use std::path::Path;
 
 use super::Error;
 use super::tokenizer::Encoded;
@@ -17,19 +18,19 @@ use super::tokenizer::Encoded;
 /// The bytes of `full` that are the answer.
 ///
 /// `full` is the rendering with the answer, `prompt` what stands before it: the rendering up to the
-/// generation prompt.
+/// generation prompt. `template` is the file of the chat template, for errors.
 ///
 /// # Errors
 /// [`Error::AnswerNotInPrompt`] where the template drops, trims or changes the answer, or begins
 /// the assistant's turn in another way than its generation prompt does.
 pub fn answer_span(
-    sample: &str,
+    template: &Path,
     full: &str,
     prompt: &str,
     answer: &str,
 ) -> Result<Range<usize>, Error> {
     let missing = |reason: String| Error::AnswerNotInPrompt {
-        sample: sample.to_owned(),
+        path: template.to_owned(),
         reason,
     };
     let Some(tail) = full.strip_prefix(prompt) else {
@@ -64,18 +65,18 @@ pub struct AnswerTokens {
     pub offsets: Vec<Range<usize>>,
 }
 
-/// Finds the tokens that cover a byte of `span`.
+/// Finds the tokens that cover a byte of `span`. `tokenizer` is the tokenizer's file, for errors.
 ///
 /// # Errors
 /// [`Error::AnswerNotInPrompt`] where no token does, or where the first token of all does: nothing
 /// predicts it.
 pub fn answer_tokens(
-    sample: &str,
+    tokenizer: &Path,
     encoded: &Encoded,
     span: &Range<usize>,
 ) -> Result<AnswerTokens, Error> {
     let missing = |reason: &str| Error::AnswerNotInPrompt {
-        sample: sample.to_owned(),
+        path: tokenizer.to_owned(),
         reason: reason.to_owned(),
     };
     let covered: Vec<Option<Range<usize>>> = encoded
@@ -106,17 +107,28 @@ pub fn answer_tokens(
 mod tests {
     use super::*;
 
+    const TEMPLATE: &str = "m/chat_template.jinja";
+
     #[test]
     fn the_span_is_the_answer_and_not_the_end_of_turn() {
-        let span = answer_span("s", "user: hi\nbot: yes<end>\n", "user: hi\nbot: ", "yes").unwrap();
+        let span = answer_span(
+            TEMPLATE.as_ref(),
+            "user: hi\nbot: yes<end>\n",
+            "user: hi\nbot: ",
+            "yes",
+        )
+        .unwrap();
         assert_eq!(span, 14..17);
     }
 
     #[test]
     fn whitespace_between_the_prompt_and_the_answer_is_stepped_over() {
-        assert_eq!(answer_span("s", "bot: yes ", "bot:", "yes").unwrap(), 5..8);
         assert_eq!(
-            answer_span("s", "bot:\n yes", "bot:", "\n yes").unwrap(),
+            answer_span(TEMPLATE.as_ref(), "bot: yes ", "bot:", "yes").unwrap(),
+            5..8
+        );
+        assert_eq!(
+            answer_span(TEMPLATE.as_ref(), "bot:\n yes", "bot:", "\n yes").unwrap(),
             4..9
         );
     }
@@ -124,13 +136,19 @@ mod tests {
     #[test]
     fn an_answer_that_also_stands_in_the_question_is_found_in_the_assistants_turn() {
         assert_eq!(
-            answer_span("s", "user: yes\nbot:yes", "user: yes\nbot:", "yes").unwrap(),
+            answer_span(
+                TEMPLATE.as_ref(),
+                "user: yes\nbot:yes",
+                "user: yes\nbot:",
+                "yes"
+            )
+            .unwrap(),
             14..17
         );
     }
 
     #[test]
-    fn an_answer_that_the_template_changes_is_an_error_that_names_the_sample() {
+    fn an_answer_that_the_template_changes_is_an_error_that_names_the_template() {
         for (full, prompt, answer) in [
             ("bot: yes", "bot: ", " yes \n"),
             ("bot: YES", "bot: ", "yes"),
@@ -139,11 +157,11 @@ mod tests {
             ("other", "bot: ", "yes"),
             ("bot: ja, yes", "bot: ", "yes"),
         ] {
-            let error = answer_span("p7", full, prompt, answer).unwrap_err();
+            let error = answer_span(TEMPLATE.as_ref(), full, prompt, answer).unwrap_err();
             assert!(
                 error
                     .to_string()
-                    .starts_with("sample `p7`: answer not in the prompt: "),
+                    .starts_with("m/chat_template.jinja: answer not in the prompt: "),
                 "{error}"
             );
             assert!(error.hint().is_some());
@@ -156,7 +174,7 @@ mod tests {
             ids: vec![0; 6],
             offsets: vec![0..2, 2..5, 5..5, 5..9, 5..9, 9..12],
         };
-        let tokens = answer_tokens("s", &encoded, &(4..8)).unwrap();
+        let tokens = answer_tokens("tokenizer.json".as_ref(), &encoded, &(4..8)).unwrap();
         assert_eq!(tokens.predicts, [true, false, true, true, false, false]);
         assert_eq!(tokens.offsets, [0..1, 1..4, 1..4]);
     }
@@ -167,11 +185,11 @@ mod tests {
             ids: vec![0; 2],
             offsets: vec![0..2, 2..4],
         };
-        assert!(answer_tokens("s", &encoded, &(4..8)).is_err());
-        assert!(answer_tokens("s", &encoded, &(0..1)).is_err());
+        assert!(answer_tokens("tokenizer.json".as_ref(), &encoded, &(4..8)).is_err());
+        assert!(answer_tokens("tokenizer.json".as_ref(), &encoded, &(0..1)).is_err());
         assert!(
             answer_tokens(
-                "s",
+                "tokenizer.json".as_ref(),
                 &Encoded {
                     ids: vec![],
                     offsets: vec![]

@@ -8,6 +8,7 @@
 #![warn(clippy::indexing_slicing)]
 
 use std::ops::Range;
+use std::path::PathBuf;
 
 use serde_json::{Value, json};
 
@@ -35,6 +36,8 @@ pub struct Turns {
 /// A conversation as text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Rendered {
+    /// The file that holds the template.
+    pub template: PathBuf,
     /// Up to the generation prompt.
     pub prompt: String,
     /// With the answer, for [`Form::WithAnswer`].
@@ -106,6 +109,7 @@ impl Rendered {
     /// What `rewrite` returns.
     pub fn map(self, rewrite: impl Fn(&str) -> Result<String, Error>) -> Result<Rendered, Error> {
         Ok(Rendered {
+            template: self.template,
             prompt: rewrite(&self.prompt)?,
             answered: match &self.answered {
                 None => None,
@@ -148,7 +152,11 @@ impl ChatTemplate {
                 Some(Answered { lead, full })
             }
         };
-        Ok(Rendered { prompt, answered })
+        Ok(Rendered {
+            template: self.path().to_owned(),
+            prompt,
+            answered,
+        })
     }
 }
 
@@ -192,7 +200,7 @@ impl TextProcessor {
     /// # Errors
     /// [`Error::AnswerNotInPrompt`], [`Error::Tokenize`].
     pub fn tokenize(&self, sample: &Sample, rendered: &Rendered) -> Result<Tokens, Error> {
-        Self::tokenize_with(sample, rendered, |text| {
+        self.tokenize_with(sample, rendered, |text| {
             let written = self.bos_token().is_some_and(|bos| text.starts_with(bos));
             self.tokenizer.encode(text, !written)
         })
@@ -203,6 +211,7 @@ impl TextProcessor {
     /// # Errors
     /// [`Error::AnswerNotInPrompt`], and what `encode` returns.
     pub fn tokenize_with(
+        &self,
         sample: &Sample,
         rendered: &Rendered,
         encode: impl Fn(&str) -> Result<Encoded, Error>,
@@ -215,10 +224,10 @@ impl TextProcessor {
                 answer_offsets: Vec::new(),
             });
         };
-        let span = answer_span(&sample.id, full, lead, &sample.answer)?;
+        let span = answer_span(&rendered.template, full, lead, &sample.answer)?;
         let end = full.trim_end().len().max(span.end);
         let encoded = encode(full.get(..end).unwrap_or(full))?;
-        let answer = answer_tokens(&sample.id, &encoded, &span)?;
+        let answer = answer_tokens(self.tokenizer.path(), &encoded, &span)?;
         Ok(Tokens {
             ids: encoded.ids,
             answer_mask: answer.predicts,

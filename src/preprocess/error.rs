@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use crate::dataset::Sample;
+
 /// Why a model folder or a sample cannot be prepared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -40,10 +42,8 @@ pub enum Error {
         known: String,
     },
     /// A sample with an image, for a model that takes none.
-    #[error("sample `{sample}`: expected no image, because {model_type} takes none, found one")]
+    #[error("expected no image, because {model_type} takes none, found one")]
     NoImages {
-        /// The sample.
-        sample: String,
         /// The model's type.
         model_type: String,
     },
@@ -164,21 +164,19 @@ pub enum Error {
         new_height: usize,
     },
     /// The answer does not stand, unchanged, where the chat template puts the assistant's turn.
-    #[error("sample `{sample}`: answer not in the prompt: {reason}")]
+    #[error("{}: answer not in the prompt: {reason}", path.display())]
     AnswerNotInPrompt {
-        /// The sample.
-        sample: String,
+        /// The file that holds the template, or `tokenizer.json` where no token is the answer's.
+        path: PathBuf,
         /// What was expected and found.
         reason: String,
     },
-    /// The rendered text has another number of image placeholders than the sample has images.
-    #[error(
-        "sample `{sample}`: expected {expected} `{token}` in the rendered prompt, found {found}"
-    )]
+    /// A text has another number of image placeholders than the sample has images.
+    #[error("{text}: expected {expected} {token} for the images, found {found}")]
     PlaceholderCount {
-        /// The sample.
-        sample: String,
-        /// The placeholder.
+        /// Which text: the file that holds the template, for what it renders, or the sample's own.
+        text: String,
+        /// The placeholder, and what makes it one.
         token: String,
         /// Images.
         expected: usize,
@@ -205,9 +203,9 @@ pub enum Error {
     #[error("the model takes no question without an image")]
     ImageRequired,
     /// A sample failed; the source says why.
-    #[error("sample `{sample}` cannot be prepared")]
+    #[error("sample {sample} cannot be prepared")]
     Sample {
-        /// The sample.
+        /// [`Sample::called`].
         sample: String,
         /// Why.
         source: Box<Error>,
@@ -215,17 +213,12 @@ pub enum Error {
 }
 
 impl Error {
-    /// Names the sample in an error that does not name it yet.
+    /// Says which sample it was about, and where that was read.
     #[must_use]
-    pub(crate) fn in_sample(self, sample: &str) -> Self {
-        match self {
-            named @ (Self::AnswerNotInPrompt { .. }
-            | Self::PlaceholderCount { .. }
-            | Self::Sample { .. }) => named,
-            other => Self::Sample {
-                sample: sample.to_owned(),
-                source: Box::new(other),
-            },
+    pub(crate) fn in_sample(self, sample: &Sample) -> Self {
+        Self::Sample {
+            sample: sample.called(),
+            source: Box::new(self),
         }
     }
 

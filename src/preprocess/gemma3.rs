@@ -89,8 +89,10 @@ impl Family for Gemma3 {
         let replacements: Vec<String> = image.iter().map(|_| self.tokens.clone()).collect();
         let rendered = self.template.conversation(&Turns::parts(sample), form)?;
         let rendered = rendered.map(|text| {
-            self.image.expand(&sample.id, text, &[])?;
-            self.begin.expand(&sample.id, text, &replacements)
+            self.image
+                .expand(self.template.path().display(), text, &[])?;
+            self.begin
+                .expand(self.template.path().display(), text, &replacements)
         })?;
         let tokens = self.text.tokenize(sample, &rendered)?;
         let types = tokens.ids.iter().map(|&id| i64::from(id == self.image.id));

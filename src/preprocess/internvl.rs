@@ -88,7 +88,10 @@ impl Family for InternVl {
             None => (None, Vec::new()),
         };
         let rendered = self.template.conversation(&Turns::parts(sample), form)?;
-        let rendered = rendered.map(|text| self.image.expand(&sample.id, text, &blocks))?;
+        let rendered = rendered.map(|text| {
+            self.image
+                .expand(self.template.path().display(), text, &blocks)
+        })?;
         let tokens = self.text.tokenize(sample, &rendered)?;
         let positions = tokens.sequential();
         Ok(tokens.prepared(sample, positions, image))

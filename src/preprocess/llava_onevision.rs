@@ -72,7 +72,10 @@ impl Family for LlavaOnevision {
             None => (None, Vec::new()),
         };
         let rendered = self.template.conversation(&Turns::parts(sample), form)?;
-        let rendered = rendered.map(|text| self.image.expand(&sample.id, text, &tokens))?;
+        let rendered = rendered.map(|text| {
+            self.image
+                .expand(self.template.path().display(), text, &tokens)
+        })?;
         let tokens = self.text.tokenize(sample, &rendered)?;
         let positions = tokens.sequential();
         Ok(tokens.prepared(sample, positions, image))

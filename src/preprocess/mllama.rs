@@ -76,7 +76,10 @@ impl Family for Mllama {
         let (image, tiles) = self.tiling.cut(source)?;
         let rendered = self.template.conversation(&Turns::parts(sample), form)?;
         let placeholder = [self.image.token.clone()];
-        let rendered = rendered.map(|text| self.image.expand(&sample.id, text, &placeholder))?;
+        let rendered = rendered.map(|text| {
+            self.image
+                .expand(self.template.path().display(), text, &placeholder)
+        })?;
         let tokens = self.text.tokenize(sample, &rendered)?;
 
         // Every token from the image's on sees its tiles.

@@ -107,13 +107,13 @@ pub trait Family: Send + Sync {
     /// contains the image placeholder.
     fn inputs(&self, sample: &Sample, form: Form) -> Result<Prepared, Error>;
 
-    /// [`Family::inputs`], with the sample's name in every error.
+    /// [`Family::inputs`], with the sample's name, and where it was read, in every error.
     ///
     /// # Errors
     /// As [`Family::inputs`].
     fn prepare(&self, sample: &Sample, form: Form) -> Result<Prepared, Error> {
         self.inputs(sample, form)
-            .map_err(|error| error.in_sample(&sample.id))
+            .map_err(|error| error.in_sample(sample))
     }
 
     /// The ids that end a generated answer, from `generation_config.json` or `config.json`; may be

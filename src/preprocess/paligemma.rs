@@ -74,7 +74,7 @@ impl Family for PaliGemma {
             return Err(Error::ImageRequired);
         };
         let image = self.stretch.inputs(image)?;
-        let question = self.image.expand(&sample.id, &sample.question, &[])?;
+        let question = self.image.expand("the question", &sample.question, &[])?;
         let prompt = format!("{}{question}\n", self.before);
         let tokenizer = self.text.tokenizer();
         let mut encoded = tokenizer.encode(&prompt, false)?;
@@ -86,7 +86,7 @@ impl Family for PaliGemma {
                 answer_offsets: Vec::new(),
             },
             Form::WithAnswer => {
-                let answer = self.image.expand(&sample.id, &sample.answer, &[])?;
+                let answer = self.image.expand("the answer", &sample.answer, &[])?;
                 let suffix = tokenizer.encode(&format!("{answer}{}", self.eos), false)?;
                 let start = prompt.len();
                 let offsets = suffix.offsets.iter();
@@ -95,7 +95,7 @@ impl Family for PaliGemma {
                     .offsets
                     .extend(offsets.map(|token| token.start + start..token.end + start));
                 let span = start..start + answer.len();
-                let found = answer_tokens(&sample.id, &encoded, &span)?;
+                let found = answer_tokens(tokenizer.path(), &encoded, &span)?;
                 Tokens {
                     ids: encoded.ids,
                     answer_mask: found.predicts,

@@ -82,8 +82,8 @@ impl Family for Phi3V {
         };
         let turns = Turns::text(&question, &sample.answer);
         let rendered = self.template.conversation(&turns, form)?;
-        let encode = |text: &str| self.encode(sample, text, &features);
-        let tokens = TextProcessor::tokenize_with(sample, &rendered, encode)?;
+        let encode = |text: &str| self.encode(text, &features);
+        let tokens = self.text.tokenize_with(sample, &rendered, encode)?;
         let positions = tokens.sequential();
         Ok(tokens.prepared(sample, positions, image))
     }
@@ -92,13 +92,13 @@ impl Family for Phi3V {
 impl Phi3V {
     /// The parts between placeholders, each tokenized with the tokenizer's special tokens, and the image
     /// tokens, which cover no text, between them.
-    fn encode(&self, sample: &Sample, text: &str, features: &[usize]) -> Result<Encoded, Error> {
+    fn encode(&self, text: &str, features: &[usize]) -> Result<Encoded, Error> {
         let tokenizer = self.text.tokenizer();
         let tags: Vec<_> = TAG.find_iter(text).map(|tag| tag.range()).collect();
         if tags.len() != features.len() {
             return Err(Error::PlaceholderCount {
-                sample: sample.id.clone(),
-                token: PLACEHOLDER.to_owned(),
+                text: self.template.path().display().to_string(),
+                token: format!("`{PLACEHOLDER}`"),
                 expected: features.len(),
                 found: tags.len(),
             });

@@ -3,6 +3,8 @@
 
 #![warn(clippy::indexing_slicing)]
 
+use std::path::PathBuf;
+
 use super::config::Json;
 use super::{Error, Tokenizer};
 
@@ -16,6 +18,8 @@ pub struct Placeholder {
     pub id: i64,
     /// Its text.
     pub token: String,
+    /// The `tokenizer.json` that says so.
+    pub tokenizer: PathBuf,
 }
 
 impl Placeholder {
@@ -32,9 +36,11 @@ impl Placeholder {
         let field = found.or(fields.first()).copied().unwrap_or_default();
         let id = config.integer(field)?;
         match tokenizer.id_to_token(id) {
-            Some(token) if (1..=MAX_TOKEN_BYTES).contains(&token.len()) => {
-                Ok(Placeholder { id, token })
-            }
+            Some(token) if (1..=MAX_TOKEN_BYTES).contains(&token.len()) => Ok(Placeholder {
+                id,
+                token,
+                tokenizer: tokenizer.path().to_owned(),
+            }),
             _ => Err(config.field(field, "a token of tokenizer.json", &id.to_string())),
         }
     }
@@ -45,22 +51,28 @@ impl Placeholder {
         self.token.repeat(count)
     }
 
-    /// Puts `replacements` in the place of the placeholders of `text`, in order. `sample` is for errors.
+    /// Puts `replacements` in the place of the placeholders of `text`, in order. `named` is what errors call
+    /// the text.
     ///
     /// # Errors
     /// [`Error::PlaceholderCount`] where there are more or fewer placeholders than replacements: one
     /// that the question or the answer brought along would be taken for an image.
     pub fn expand(
         &self,
-        sample: &str,
+        named: impl std::fmt::Display,
         text: &str,
         replacements: &[String],
     ) -> Result<String, Error> {
         let found = text.matches(&self.token).count();
         if found != replacements.len() {
             return Err(Error::PlaceholderCount {
-                sample: sample.to_owned(),
-                token: self.token.clone(),
+                text: named.to_string(),
+                token: format!(
+                    "`{}` (token {} of {})",
+                    self.token,
+                    self.id,
+                    self.tokenizer.display()
+                ),
                 expected: replacements.len(),
                 found,
             });
@@ -87,18 +99,23 @@ mod tests {
         let image = Placeholder {
             id: 9,
             token: "<image>".into(),
+            tokenizer: "m/tokenizer.json".into(),
         };
         assert_eq!(image.repeated(3), "<image><image><image>");
         let two = ["<row><image>".to_owned(), String::new()];
         assert_eq!(
-            image.expand("s", "a <image>b<image>", &two).unwrap(),
+            image.expand("a text", "a <image>b<image>", &two).unwrap(),
             "a <row><image>b"
         );
-        assert_eq!(image.expand("s", "text", &[]).unwrap(), "text");
+        assert_eq!(image.expand("a text", "text", &[]).unwrap(), "text");
         for text in ["<image>", "", "<image><image><image>"] {
-            let error = image.expand("p7", text, &two).unwrap_err();
+            let error = image
+                .expand("m/chat_template.jinja", text, &two)
+                .unwrap_err();
             assert!(
-                error.to_string().starts_with("sample `p7`: expected 2 "),
+                error
+                    .to_string()
+                    .starts_with("m/chat_template.jinja: expected 2 "),
                 "{error}"
             );
         }

@@ -89,7 +89,10 @@ impl Family for Qwen2Vl {
         let tokens: Vec<String> = tokens.collect();
 
         let rendered = self.template.conversation(&Turns::parts(sample), form)?;
-        let rendered = rendered.map(|text| self.image.expand(&sample.id, text, &tokens))?;
+        let rendered = rendered.map(|text| {
+            self.image
+                .expand(self.template.path().display(), text, &tokens)
+        })?;
         let tokens = self.text.tokenize(sample, &rendered)?;
         let merge = self.patches.merge_size();
         let position_ids = mrope::position_ids(&tokens.ids, self.image.id, &grids, merge)?;

@@ -143,6 +143,12 @@ impl ChatTemplate {
         })
     }
 
+    /// The file that holds the template.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Renders a conversation. `messages` is transformers' list of `{"role", "content"}`.
     ///
     /// # Errors

@@ -48,7 +48,6 @@ impl Family for Text {
     fn inputs(&self, sample: &Sample, form: Form) -> Result<Prepared, Error> {
         if sample.image.is_some() {
             return Err(Error::NoImages {
-                sample: sample.id.clone(),
                 model_type: self.name.clone(),
             });
         }

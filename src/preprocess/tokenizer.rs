@@ -66,6 +66,12 @@ impl Tokenizer {
         })
     }
 
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Tokenizes a text. With `add_special_tokens`, the post-processor adds its own, as transformers
     /// lets it by default.
     ///
@@ -77,8 +83,16 @@ impl Tokenizer {
                 path: self.path.clone(),
                 source,
             })?;
+        let ids = encoding.get_ids();
+        // A post-processor names ids of its own, and nothing has compared them with the vocabulary.
+        if let Some(unknown) = ids.iter().find(|&&id| self.inner.id_to_token(id).is_none()) {
+            return Err(Error::Tokenize {
+                path: self.path.clone(),
+                source: format!("expected ids of its vocabulary, found {unknown}").into(),
+            });
+        }
         Ok(Encoded {
-            ids: encoding.get_ids().iter().map(|&id| i64::from(id)).collect(),
+            ids: ids.iter().map(|&id| i64::from(id)).collect(),
             offsets: encoding
                 .get_offsets()
                 .iter()
@@ -205,6 +219,20 @@ mod tests {
             let error = open(bytes).unwrap_err();
             assert!(error.to_string().contains("tokenizer.json"), "{error}");
         }
+    }
+
+    #[test]
+    fn an_id_that_the_vocabulary_does_not_have_is_an_error_that_names_the_file() {
+        let tokenizer = open(
+            br#"{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "a"},
+                 "post_processor": {"type": "BertProcessing", "sep": ["x", 99], "cls": ["y", 99]}}"#,
+        )
+        .unwrap();
+        assert_eq!(tokenizer.encode("a", false).unwrap().ids, [0]);
+        let error = tokenizer.encode("a", true).unwrap_err();
+        assert!(error.to_string().contains("tokenizer.json"), "{error}");
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert_eq!(source, "expected ids of its vocabulary, found 99");
     }
 
     #[test]

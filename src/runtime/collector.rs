@@ -19,7 +19,7 @@ pub trait Embed {
     type Sample;
 
     /// A name for messages.
-    fn name<'a>(&self, sample: &'a Self::Sample) -> &'a str;
+    fn name(&self, sample: &Self::Sample) -> String;
 
     /// The decoder's inputs for the sample with its answer, on the model as `gates` leave what comes before
     /// the decoder.
@@ -83,7 +83,7 @@ impl Lvlm {
         gates: &Gates,
     ) -> Result<Embedded, Error> {
         let made = Made::of(&self.family, sample, form)?;
-        made.embed(&mut self.towers, self.weights, &sample.id, gates)
+        made.embed(&mut self.towers, self.weights, sample, gates)
     }
 
     /// Lets `f` embed samples with their answers, of which those in `order` are prepared on other threads
@@ -136,7 +136,7 @@ impl Made {
         self,
         towers: &mut Towers,
         weights: TokenWeights,
-        id: &str,
+        sample: &Sample,
         gates: &Gates,
     ) -> Result<Embedded, Error> {
         match self {
@@ -146,26 +146,24 @@ impl Made {
                         prepared.answer_mask.iter().map(|&c| f32::from(c)).collect()
                     }
                 };
-                towers.prepare(prepared, answer_mask, gates)
+                towers.prepare(sample.called(), prepared, answer_mask, gates)
             }
-            Made::Ready(feed) => ready(feed, towers, id),
+            Made::Ready(feed) => ready(feed, towers, sample.called()),
         }
     }
 }
 
 /// The inputs that a file held. Ids without embeddings are embedded, where the decoder takes those.
-fn ready(feed: Feed, towers: &mut Towers, id: &str) -> Result<Embedded, Error> {
+fn ready(feed: Feed, towers: &mut Towers, name: String) -> Result<Embedded, Error> {
     if !towers.layers().is_empty() {
-        return Err(Error::ReadyFeatures {
-            sample: id.to_owned(),
-        });
+        return Err(Error::ReadyFeatures { sample: name });
     }
     let inputs_embeds = match feed.inputs_embeds {
         Some(embeds) => Some(embeds),
         None => towers.embed(&feed.input_ids)?,
     };
     Ok(Embedded {
-        id: id.to_owned(),
+        name,
         next_position: i64::try_from(feed.input_ids.len()).unwrap_or(i64::MAX),
         input_ids: feed.input_ids,
         inputs_embeds,
@@ -186,13 +184,13 @@ pub struct Ahead<'a> {
 impl Embed for Ahead<'_> {
     type Sample = Sample;
 
-    fn name<'a>(&self, sample: &'a Sample) -> &'a str {
-        &sample.id
+    fn name(&self, sample: &Sample) -> String {
+        sample.called()
     }
 
     fn embed(&mut self, sample: &Sample, gates: &Gates) -> Result<Embedded, Error> {
         let made = self.made.take(sample)?;
-        made.embed(self.towers, self.weights, &sample.id, gates)
+        made.embed(self.towers, self.weights, sample, gates)
     }
 
     fn layers(&self) -> &[(LayerId, usize)] {
@@ -203,8 +201,8 @@ impl Embed for Ahead<'_> {
 impl Embed for Lvlm {
     type Sample = Sample;
 
-    fn name<'a>(&self, sample: &'a Sample) -> &'a str {
-        &sample.id
+    fn name(&self, sample: &Sample) -> String {
+        sample.called()
     }
 
     fn embed(&mut self, sample: &Sample, gates: &Gates) -> Result<Embedded, Error> {
@@ -262,7 +260,7 @@ impl<'a, E: Embed> Window<'a, E> {
 impl<E: Embed> Embed for Window<'_, E> {
     type Sample = E::Sample;
 
-    fn name<'s>(&self, sample: &'s E::Sample) -> &'s str {
+    fn name(&self, sample: &E::Sample) -> String {
         self.source.name(sample)
     }
 
@@ -302,7 +300,7 @@ impl<E: Embed> Forward for Collector<'_, E> {
         layers
     }
 
-    fn sample_name<'a>(&self, sample: &'a E::Sample) -> &'a str {
+    fn sample_name(&self, sample: &E::Sample) -> String {
         self.source.name(sample)
     }
 

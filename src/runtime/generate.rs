@@ -73,7 +73,7 @@ impl Limit {
             Limit::NewTokens(limit) => Ok(limit),
             Limit::Length(limit) if tokens < limit => Ok(limit - tokens),
             Limit::Length(limit) => Err(Error::LongPrompt {
-                sample: prompt.id.clone(),
+                sample: prompt.name.clone(),
                 tokens,
                 limit,
             }),

@@ -45,8 +45,8 @@ use crate::preprocess::{DecoderInput, PositionIds};
 /// A sample as the decoder takes it.
 #[derive(Clone, Debug)]
 pub struct Embedded {
-    /// The sample's id.
-    pub id: String,
+    /// What messages call the sample.
+    pub name: String,
     /// `[T]`.
     pub input_ids: Vec<i64>,
     /// Float32 `[1, T, d_model]`, image features in place; `None` where the decoder takes the ids.

@@ -336,7 +336,7 @@ impl Run {
             ready: false,
             name: batch
                 .first()
-                .map_or_else(String::new, |sample| sample.id.clone()),
+                .map_or_else(String::new, |sample| sample.name.clone()),
         };
         for (index, sample) in batch.iter().enumerate() {
             let own = sample.input_ids.len();
@@ -350,20 +350,20 @@ impl Run {
             match &sample.position_ids {
                 PositionIds::Sequential(ids) => {
                     three.assign(&ids.broadcast((3, own)).ok_or_else(|| {
-                        ort::Error::new(format!("{}: positions of another length", sample.id))
+                        ort::Error::new(format!("{}: positions of another length", sample.name))
                     })?)
                 }
                 PositionIds::Unstated => {
                     run.ready = true;
                     three.assign(&numbers.broadcast((3, own)).ok_or_else(|| {
-                        ort::Error::new(format!("{}: too many tokens", sample.id))
+                        ort::Error::new(format!("{}: too many tokens", sample.name))
                     })?);
                 }
                 PositionIds::Multimodal(ids) if ids.dim() == (3, own) => three.assign(ids),
                 PositionIds::Multimodal(ids) => {
                     return Err(ort::Error::new(format!(
                         "{}: expected positions [3, {own}], found {:?}",
-                        sample.id,
+                        sample.name,
                         ids.shape()
                     )));
                 }
@@ -417,7 +417,7 @@ fn embeddings(batch: &[&Embedded], tokens: usize) -> Result<Option<Array3<f32>>,
         if own.dim() != (1, sample.input_ids.len(), width) {
             return Err(ort::Error::new(format!(
                 "{}: expected embeddings [1, {}, {width}], found {:?}",
-                sample.id,
+                sample.name,
                 sample.input_ids.len(),
                 own.shape()
             )));

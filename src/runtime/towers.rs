@@ -393,12 +393,13 @@ impl Towers {
     }
 
     /// The decoder's input for a prepared sample, with the weight of each position in the statistics, on the
-    /// model as `gates` leave the vision encoder.
+    /// model as `gates` leave the vision encoder. `name` is the sample's for messages.
     ///
     /// # Errors
     /// A component fails, or the features do not fit the image tokens.
     pub fn prepare(
         &mut self,
+        name: String,
         prepared: Prepared,
         answer_mask: Vec<f32>,
         gates: &Gates,
@@ -433,7 +434,7 @@ impl Towers {
         };
         Ok(Embedded {
             answer_mask,
-            id: prepared.id,
+            name,
             input_ids: prepared.input_ids,
             inputs_embeds,
             position_ids: prepared.position_ids,

@@ -181,8 +181,8 @@ impl Exact {
 impl Embed for Exact {
     type Sample = ExactSample;
 
-    fn name<'a>(&self, sample: &'a ExactSample) -> &'a str {
-        &sample.id
+    fn name(&self, sample: &ExactSample) -> String {
+        sample.id.clone()
     }
 
     fn embed(&mut self, sample: &ExactSample, _gates: &Gates) -> Result<Embedded, runtime::Error> {
@@ -197,7 +197,7 @@ impl Embed for Exact {
         // Position t counts iff token t + 1 belongs to the answer.
         let next = sample.labels.iter().skip(1).chain([&-100]);
         Ok(Embedded {
-            id: sample.id.clone(),
+            name: sample.id.clone(),
             input_ids: sample.input_ids.clone(),
             inputs_embeds: Some(inputs_embeds),
             position_ids: sample.position_ids.clone(),
@@ -314,7 +314,7 @@ pub fn float16_samples() -> Vec<Embedded> {
             let embeds = noise(seed as u64).take(tokens * 64).map(|x| x - 0.5);
             let positions = Array2::from_shape_fn((3, tokens), |(_, t)| i64::try_from(t).unwrap());
             Embedded {
-                id: format!("noise {seed}"),
+                name: format!("noise {seed}"),
                 input_ids: vec![0; tokens],
                 inputs_embeds: Some(
                     Array3::from_shape_vec((1, tokens, 64), embeds.collect()).unwrap(),

@@ -158,7 +158,7 @@ def formats(kvw, folder):
         Format("preprocessor_config.json", "model/preprocessor_config.json", collect(), tree("model/preprocessor_config.json"), seeds=[read("model/preprocessor_config.json")], damage=40),
         Format("tokenizer_config.json", "model/tokenizer_config.json", collect(), tree("model/tokenizer_config.json"), seeds=[read("model/tokenizer_config.json")], damage=40),
         Format("tokenizer.json", "model/tokenizer.json", collect(), [*corpus.tokenizer_cases(read("model/tokenizer.json")), *corpus.json_mutants(json.loads(read("model/tokenizer.json")), Random(3), 60)], seeds=[read("model/tokenizer.json")], damage=90, metadata=None),
-        Format("chat template", "model/chat_template.jinja", collect(), [(f"{index}", text.encode()) for index, text in enumerate(corpus.TEMPLATES)], seeds=[read("model/chat_template.jinja")], damage=60, called="cannot run the model on sample"),
+        Format("chat template", "model/chat_template.jinja", collect(), [(f"{index}", text.encode()) for index, text in enumerate(corpus.TEMPLATES)], seeds=[read("model/chat_template.jinja")], damage=60),
         Format("picture", picture, collect(data="one.jsonl"), corpus.picture_cases(), seeds=pictures, damage=250, metadata=None),
         Format("JSONL", "data.jsonl", collect(), corpus.jsonl_cases(rows), seeds=[read("data.jsonl")], damage=80, metadata=None),
         Format("parquet", shard, collect(data="clear:table"), [("empty", b""), ("magic", b"PAR1" * 3), ("text", b"x" * 100)], seeds=[path.read_bytes() for path in shards], damage=250, metadata=None),
