@@ -10,7 +10,8 @@ What is checked:
 - the exit code is 2, or 0 where the file is still good, or 1 for a folder that a check finds wrong; never a panic (3,
   101), an abort (134) or a crash (139), and the time is below the limit;
 - exit code 2 comes with a message that names the file, or what it is to the verb;
-- peak memory is at most 4 bytes for each of the file's, and 64 MiB, beyond what the verb takes for a good file; pictures, data and tokenizers have limits of their own (docs/security.md).
+- peak memory is at most 4 bytes for each of the file's, and 64 MiB, beyond what the verb takes for a good file; pictures, data
+  and tokenizers have limits of their own (docs/security.md).
 """
 
 import argparse
