@@ -221,6 +221,37 @@ impl<'a> Model<'a> {
         self.decoder(layers, Outputs::Sums(moment), forwards)
     }
 
+    /// As [`Model::measuring`], for one batch of 1 after the other of which many in a row are about the same
+    /// picture: what they begin with is run once. See [`Outputs::SumsAndCache`].
+    ///
+    /// # Errors
+    /// As [`Model::decoder`], and a decoder that keeps no keys and values.
+    pub fn measuring_with_prefixes(
+        &mut self,
+        layers: impl Into<Layers>,
+        moment: Moment,
+        forwards: usize,
+    ) -> Result<Decoder, Error> {
+        let layers = layers.into();
+        self.instrument_vision(layers, Outputs::ModelAndSums(moment), forwards)?;
+        self.decoder(layers, Outputs::SumsAndCache(moment), forwards)
+    }
+
+    /// Encodes the pictures of `samples` and closes the vision encoder before the decoder is opened, where
+    /// `towers` leaves it as it is and the features take little. A job of other samples too must not do this.
+    ///
+    /// # Errors
+    /// The first sample that cannot be prepared or encoded.
+    pub fn encode_first(&mut self, towers: TowerChoice, samples: &[Sample]) -> Result<(), Error> {
+        if towers.contains(Tower::Vision) {
+            return Ok(());
+        }
+        let closed = self.lvlm.encode_and_close(samples);
+        let closed = closed.map_err(not_embedded(samples))?;
+        tracing::debug!(closed, "encoded the pictures before the decoder is opened");
+        Ok(())
+    }
+
     /// Opens what answers under gates: every layer of `towers` is gated.
     ///
     /// # Errors

@@ -12,12 +12,14 @@ use std::process::Command;
 use kvw::bundle::Bundle;
 use kvw::dataset::{Sample, read_jsonl};
 use kvw::graph::{Moment, Outputs};
-use kvw::kvw::{Coefficients, KnowledgeVectorWeakening, LayerRange};
+use kvw::kvw::{Coefficients, Gates, KnowledgeVectorWeakening, LayerRange, TowerChoice};
+use kvw::onnx::schema::attribute_proto::AttributeType;
 use kvw::onnx::schema::tensor_shape_proto::dimension;
-use kvw::onnx::schema::{ModelProto, type_proto};
+use kvw::onnx::schema::{AttributeProto, GraphProto, ModelProto, NodeProto, type_proto};
 use kvw::pipeline::Model;
+use kvw::preprocess::Form;
 use prost::Message as _;
-use support::{engine, fixtures};
+use support::{chain, engine, fixtures};
 
 /// Relative to the layer's largest mean: float32 sums of another order, over up to six layers.
 const TOLERANCE: f64 = 2e-6;
@@ -92,8 +94,8 @@ fn batches_give_the_sums_of_one_by_one_in_every_family() {
     }
 }
 
-#[test]
-fn a_decoder_with_a_fixed_batch_is_run_sample_by_sample() {
+/// The demo's model with another decoder.
+fn demo_with(change: impl FnOnce(&mut GraphProto)) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let demo = fixtures().join("demo/model");
     for from in [demo.clone(), demo.join("onnx")] {
@@ -108,20 +110,28 @@ fn a_decoder_with_a_fixed_batch_is_run_sample_by_sample() {
     }
     let decoder = folder.path().join("onnx/decoder_model_merged.onnx");
     let mut model = ModelProto::decode(fs::read(&decoder).unwrap().as_slice()).unwrap();
-    for input in &mut model.graph.as_mut().unwrap().input {
-        let axis = usize::from(input.name() == "position_ids");
-        let kind = input.r#type.as_mut().unwrap().value.as_mut().unwrap();
-        let type_proto::Value::TensorType(tensor) = kind else {
-            panic!("expected tensors");
-        };
-        tensor.shape.as_mut().unwrap().dim[axis].value = Some(dimension::Value::DimValue(1));
-    }
+    change(model.graph.as_mut().unwrap());
     fs::write(&decoder, model.encode_to_vec()).unwrap();
+    folder
+}
+
+#[test]
+fn a_decoder_with_a_fixed_batch_is_run_sample_by_sample() {
+    let folder = demo_with(|graph| {
+        for input in &mut graph.input {
+            let axis = usize::from(input.name() == "position_ids");
+            let kind = input.r#type.as_mut().unwrap().value.as_mut().unwrap();
+            let type_proto::Value::TensorType(tensor) = kind else {
+                panic!("expected tensors");
+            };
+            tensor.shape.as_mut().unwrap().dim[axis].value = Some(dimension::Value::DimValue(1));
+        }
+    });
     let samples = read_jsonl(&fixtures().join("demo/data/retain.jsonl")).unwrap();
     let samples = &samples.samples[..5];
     // Such a batch's sums are added in float32.
     let found = apart(
-        &collect(&demo, samples, 1),
+        &collect(&fixtures().join("demo/model"), samples, 1),
         &collect(folder.path(), samples, 4),
     );
     assert!(found < TOLERANCE, "{found:e}");
@@ -215,4 +225,138 @@ fn float16_weights_that_do_not_fit_in_twice_are_converted_one_by_one_to_the_same
             assert!(apart < 2e-3, "{layer}: {apart:e}");
         }
     }
+}
+
+/// Samples in this order, what they begin with alike run once: the coefficients and how many prefixes were run.
+fn collect_sharing(folder: &Path, samples: &[Sample]) -> Result<(Coefficients, u64), String> {
+    let engine = engine(1);
+    let bundle = Bundle::open(folder).unwrap();
+    let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+    let rule = KnowledgeVectorWeakening { gamma: 1.0 };
+    let said = |error: kvw::pipeline::Error| chain(&error);
+    let mut decoder = model
+        .measuring_with_prefixes(LayerRange::All, Moment::Absolute, 1)
+        .map_err(said)?;
+    let collected = model.collect(&mut decoder, &rule, samples, 1, |_| {});
+    Ok((collected.map_err(said)?, decoder.prefix_runs().unwrap()))
+}
+
+/// Each sample, followed by another question about the same picture.
+fn asked_twice(samples: &[Sample]) -> Vec<Sample> {
+    let twice = samples.iter().flat_map(|sample| {
+        let again = Sample {
+            id: format!("{} again", sample.id),
+            question: format!("{} Say it once more, in other words.", sample.question),
+            ..sample.clone()
+        };
+        [sample.clone(), again]
+    });
+    twice.collect()
+}
+
+/// Families whose samples bring the decoder inputs of their own for all tokens: which ones are a picture's.
+const NEVER_DIVIDED: &[&str] = &["gemma3", "mllama", "paligemma"];
+
+#[test]
+fn a_prefix_that_samples_share_is_run_once_and_gives_the_sums_of_whole_prompts() {
+    for (folder, samples) in models() {
+        let mut samples = asked_twice(&samples);
+        let pictures = samples.iter().filter(|s| s.image.is_some()).count() as u64 / 2;
+        let name = folder.parent().unwrap().file_name().unwrap();
+        let name = name.to_str().unwrap();
+        let (found, runs) = collect_sharing(&folder, &samples).unwrap();
+        match NEVER_DIVIDED.contains(&name) {
+            true => assert_eq!(runs, 0, "{name}"),
+            false => assert_eq!(runs, pictures, "{name}"),
+        }
+        let apart = apart(&collect(&folder, &samples, 1), &found);
+        assert!(apart < TOLERANCE, "{name}: {apart:e}");
+        // Neighbours decide what is run, and nothing else.
+        samples.rotate_left(1);
+        let (other, runs) = collect_sharing(&folder, &samples).unwrap();
+        assert!(runs > pictures || NEVER_DIVIDED.contains(&name), "{name}");
+        assert_eq!(other, found, "{name}");
+    }
+}
+
+#[test]
+fn a_model_whose_prompts_cannot_be_divided_is_refused() {
+    let samples = read_jsonl(&fixtures().join("demo/data/retain.jsonl")).unwrap();
+    // Every token is given the mean of all of them: what stands in front sees what follows.
+    let folder = demo_with(|graph| {
+        for node in &mut graph.node {
+            for input in node
+                .input
+                .iter_mut()
+                .filter(|name| *name == "inputs_embeds")
+            {
+                *input = "seen".into();
+            }
+        }
+        let node = |op: &str, inputs: &[&str], output: &str| NodeProto {
+            op_type: Some(op.into()),
+            input: inputs.iter().map(|&name| name.into()).collect(),
+            output: [output.into()].into(),
+            ..Default::default()
+        };
+        let mut mean = node("ReduceMean", &["inputs_embeds"], "mean");
+        mean.attribute.push(AttributeProto {
+            name: Some("axes".into()),
+            r#type: Some(AttributeType::Ints as i32),
+            ints: [1].into(),
+            ..Default::default()
+        });
+        let add = node("Add", &["inputs_embeds", "mean"], "seen");
+        graph.node.insert(0, add);
+        graph.node.insert(0, mean);
+    });
+    let error = collect_sharing(folder.path(), &samples.samples[..2]).unwrap_err();
+    assert!(error.contains("of the largest apart"), "{error}");
+    let folder = demo_with(|graph| {
+        graph.node.push(NodeProto {
+            op_type: Some("DynamicQuantizeLinear".into()),
+            input: ["inputs_embeds".into()].into(),
+            output: ["q".into(), "scale".into(), "zero".into()].into(),
+            ..Default::default()
+        });
+    });
+    let error = collect_sharing(folder.path(), &samples.samples[..2]).unwrap_err();
+    assert!(error.contains("activations quantized by"), "{error}");
+    let folder = fixtures().join("layouts/optimum-no-cache");
+    let text = read_jsonl(&fixtures().join("layouts/data/retain.jsonl")).unwrap();
+    let error = collect_sharing(&folder, &text.samples).unwrap_err();
+    assert!(error.contains("takes no keys and values"), "{error}");
+}
+
+#[test]
+fn pictures_encoded_before_the_decoder_is_open_change_no_bit() {
+    for (folder, samples) in models() {
+        let engine = engine(1);
+        let bundle = Bundle::open(&folder).unwrap();
+        let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+        model.encode_first(TowerChoice::Language, &samples).unwrap();
+        let mut decoder = model
+            .measuring(LayerRange::All, Moment::Absolute, 1)
+            .unwrap();
+        let rule = KnowledgeVectorWeakening { gamma: 1.0 };
+        let found = model.collect(&mut decoder, &rule, &samples, 1, |_| {});
+        assert_eq!(found.unwrap(), collect(&folder, &samples, 1));
+    }
+    // A picture that comes later has nobody to encode it.
+    let (folder, samples) = models().swap_remove(0);
+    let engine = engine(1);
+    let bundle = Bundle::open(&folder).unwrap();
+    let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+    model
+        .encode_first(TowerChoice::Language, &samples[..1])
+        .unwrap();
+    let later = model
+        .lvlm
+        .embed_as(&samples[1], Form::WithAnswer, &Gates::new());
+    let error = later.unwrap_err();
+    assert!(
+        error.to_string().contains("expected only the pictures"),
+        "{error}"
+    );
+    assert!(error.hint().unwrap().contains("start it again"));
 }

@@ -187,6 +187,7 @@ pub(crate) fn sample(seed: u64) -> Embedded {
         inputs_embeds: Some(inputs_embeds),
         position_ids: PositionIds::Multimodal(positions),
         answer_mask: (0..TOKENS).map(|t| f32::from(counts(t))).collect(),
+        prefix: 0,
         next_position: TOKENS as i64,
         decoder_inputs: Vec::new(),
         vision: BTreeMap::new(),

@@ -14,7 +14,7 @@ use super::outcome::Outcome;
 use super::printer::Printer;
 use crate::bundle::Bundle;
 use crate::kvw::{KnowledgeVectorWeakening, LayerRange, Layers, Rule as _, Shard, TowerChoice};
-use crate::pipeline::collect::{Collected, Job, window};
+use crate::pipeline::collect::{Collected, Job, begun, window};
 use crate::pipeline::{Error, Model, provenance};
 
 /// Measure how strongly each neuron fires on what is to be kept
@@ -56,6 +56,11 @@ pub(super) struct Collect {
     /// the sums differ from those of 1 in the last digits of float32
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = parse_positive)]
     batch_size: usize,
+    /// Run what samples in a row have in common, up to the end of their picture, once for all of them, and keep
+    /// its keys and values. For sets with several questions about one picture; the sums differ in the last digits of
+    /// float32. Batches of 1 only
+    #[arg(long, conflicts_with = "batch_size")]
+    share_prefix: bool,
     /// The precision to run where the folder has several (fp32, fp16, …)
     #[arg(long, value_name = "NAME")]
     variant: Option<String>,
@@ -82,33 +87,40 @@ impl Collect {
         let engine = self.runtime.engine(printer)?;
         // Of the whole set, also for a part of it: it decides how sessions are built, and so the last bits.
         let forwards = data.samples.len().div_ceil(self.batch_size);
+        let range = match shard {
+            Some(shard) => shard.range(data.samples.len(), window(self.batch_size)),
+            None => 0..data.samples.len(),
+        };
+        let samples = data.samples.get(range).unwrap_or_default();
+        let layers = Layers {
+            towers: self.tower,
+            range: self.layers,
+        };
         let mut model = Model::open(&bundle, self.variant.as_deref(), &engine, forwards)?;
-        let mut decoder = model.measuring(
-            Layers {
-                towers: self.tower,
-                range: self.layers,
-            },
-            RULE.moment(),
-            forwards,
-        )?;
+        if self.force || !begun(&self.output, shard) {
+            model.encode_first(self.tower, samples)?;
+        }
+        let mut decoder = match self.share_prefix {
+            true => model.measuring_with_prefixes(layers, RULE.moment(), forwards)?,
+            false => model.measuring(layers, RULE.moment(), forwards)?,
+        };
         note_placement(&engine, printer);
         let identity = model.identity_of(self.tower)?;
+        let mut provenance = provenance(&model, &identity, &engine, &[("retain", &data)])?;
+        if self.share_prefix {
+            provenance["shared_prefix"] = true.into();
+        }
         let job = Job {
             samples: &data.samples,
             rule: &RULE,
             batch_size: self.batch_size,
             shard,
-            provenance: provenance(&model, &identity, &engine, &[("retain", &data)])?,
+            provenance,
             output: &self.output,
             force: self.force,
             checkpoint: (self.checkpoint > 0).then(|| Duration::from_secs(self.checkpoint)),
         };
-        let samples = shard.map_or(data.samples.len(), |shard| {
-            shard
-                .range(data.samples.len(), window(self.batch_size))
-                .len()
-        });
-        let progress = printer.progress("collecting", samples);
+        let progress = printer.progress("collecting", samples.len());
         let collected = job.run(&mut model, &mut decoder, |done| progress.at(done))?;
         drop(progress);
         printer.result("collect", &collected, || human(&collected))?;
@@ -125,8 +137,11 @@ fn human(collected: &Collected) -> String {
         all if all == collected.samples => ", there already".to_owned(),
         some => format!(", {some} of them by an earlier run"),
     };
+    let prefixes = collected.prefix_runs.map_or(String::new(), |runs| {
+        format!(", {runs} prefixes run for them")
+    });
     format!(
-        "{}: {} layers, {} samples{part}, {} answer tokens{resumed}",
+        "{}: {} layers, {} samples{part}, {} answer tokens{resumed}{prefixes}",
         collected.output.display(),
         collected.layers.len(),
         collected.samples,

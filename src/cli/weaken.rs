@@ -78,6 +78,7 @@ impl Weaken {
         check_identity(&self.retain_coefficients, &retain_provenance, &identity)?;
         let rule = self.weakening.rule(forget.samples.len(), printer);
         let options = self.weakening.options(&model)?;
+        model.encode_first(self.weakening.tower, &forget.samples)?;
         let mut decoder = model.measuring(self.weakening.layers(), rule.moment(), steps)?;
         note_placement(&engine, printer);
         let progress = printer.progress("weakening", steps);

@@ -85,6 +85,9 @@ pub enum Outputs {
     Sums(Moment),
     /// The same, beside the model's own outputs: for the vision encoder, whose features are wanted too.
     ModelAndSums(Moment),
+    /// The same sums, beside those of the model's own outputs that are computed on the way to them: the keys
+    /// and values of the layers up to the last one tapped.
+    SumsAndCache(Moment),
     /// The raw hidden activations, and nothing else: for verification.
     Hidden,
     /// The model's own outputs (logits, key/value cache): for evaluation.
@@ -332,10 +335,21 @@ impl Patch {
                 }
             }
         }
-        if !self.outputs.are_the_models() {
-            graph.output.clear();
-        }
+        let mut own = match self.outputs.are_the_models() {
+            true => Default::default(),
+            false => std::mem::take(&mut graph.output),
+        };
         graph.output.extend(self.added_outputs());
+        if let Outputs::SumsAndCache(_) = self.outputs {
+            let (_, kept) = needed(graph);
+            let nodes = graph.node.iter().enumerate();
+            let kept = nodes.filter(|(index, _)| kept.contains(index));
+            let made: HashSet<&str> = kept
+                .flat_map(|(_, node)| node.output.iter().map(|name| name.as_str()))
+                .collect();
+            own.retain(|output| made.contains(output.name()));
+            graph.output.append(&mut own);
+        }
         drop_unneeded(graph);
     }
 
@@ -351,7 +365,9 @@ impl Patch {
         let name = |suffix: &str| tap.name(number, suffix);
         let hidden = place.hidden.as_str();
         match self.outputs {
-            Outputs::Sums(moment) | Outputs::ModelAndSums(moment) => {
+            Outputs::Sums(moment)
+            | Outputs::ModelAndSums(moment)
+            | Outputs::SumsAndCache(moment) => {
                 let rows = self.channels_last(tap, number, place, nodes);
                 initializer.push(int64s(&name("rows_shape"), &[-1, tap.d_ff]));
                 nodes.push(node(
@@ -519,7 +535,9 @@ impl Outputs {
     /// The moment whose sums are wanted.
     pub fn moment(self) -> Option<Moment> {
         match self {
-            Outputs::Sums(moment) | Outputs::ModelAndSums(moment) => Some(moment),
+            Outputs::Sums(moment)
+            | Outputs::ModelAndSums(moment)
+            | Outputs::SumsAndCache(moment) => Some(moment),
             Outputs::Hidden | Outputs::Model => None,
         }
     }
@@ -712,6 +730,27 @@ fn value_info(name: &str, data_type: DataType, dims: &[Option<i64>]) -> ValueInf
 
 /// Keeps what the graph's outputs need: nodes, initializers, inputs, shape annotations.
 fn drop_unneeded(graph: &mut GraphProto) {
+    let (needed, kept) = needed(graph);
+    let mut index = 0..;
+    graph
+        .node
+        .retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
+    graph
+        .initializer
+        .retain(|tensor| needed.contains(tensor.name()));
+    graph.sparse_initializer.retain(|tensor| {
+        tensor
+            .values
+            .as_ref()
+            .is_some_and(|values| needed.contains(values.name()))
+    });
+    graph.input.retain(|input| needed.contains(input.name()));
+    graph.value_info.clear();
+    graph.quantization_annotation.clear();
+}
+
+/// What the outputs of `graph` are computed from: the names of values, and the positions of nodes.
+fn needed(graph: &GraphProto) -> (HashSet<Text>, HashSet<usize>) {
     let outputs = graph.output.iter();
     let mut needed: HashSet<Text> = outputs.filter_map(|output| output.name.clone()).collect();
     // Nodes need not be in topological order: some converters put the casts of inputs at the end.
@@ -732,22 +771,7 @@ fn drop_unneeded(graph: &mut GraphProto) {
         names_read(node, &mut read);
         waiting.extend(read.into_iter().filter(|name| needed.insert(name.clone())));
     }
-    let mut index = 0..;
-    graph
-        .node
-        .retain(|_| index.next().is_some_and(|index| kept.contains(&index)));
-    graph
-        .initializer
-        .retain(|tensor| needed.contains(tensor.name()));
-    graph.sparse_initializer.retain(|tensor| {
-        tensor
-            .values
-            .as_ref()
-            .is_some_and(|values| needed.contains(values.name()))
-    });
-    graph.input.retain(|input| needed.contains(input.name()));
-    graph.value_info.clear();
-    graph.quantization_annotation.clear();
+    (needed, kept)
 }
 
 /// The value names that a node reads, those of its subgraphs included.

@@ -70,6 +70,9 @@ pub struct Collected {
     pub part: Option<Part>,
     /// Samples that an earlier run had done: all of them where the part was there already.
     pub resumed: u64,
+    /// How many prefixes were run, where samples shared theirs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix_runs: Option<u64>,
 }
 
 impl Job<'_> {
@@ -160,7 +163,10 @@ impl Job<'_> {
         // The result is there: a checkpoint that stays would only take room.
         let _ = std::fs::remove_file(&checkpoint);
         let part = self.shard.map(|_| whole);
-        Ok(collected(output, &coefficients, part, resumed))
+        Ok(Collected {
+            prefix_runs: decoder.prefix_runs(),
+            ..collected(output, &coefficients, part, resumed)
+        })
     }
 
     /// Digest of everything that the sums depend on.
@@ -189,6 +195,7 @@ fn collected(
         layers: coefficients.layers.keys().copied().collect(),
         part,
         resumed,
+        prefix_runs: None,
     }
 }
 
@@ -196,6 +203,18 @@ fn collected(
 fn part_name(job: &str, shard: Shard) -> String {
     let job: String = job.chars().take(16).collect();
     format!("{job}-{:05}-of-{:05}.kc", shard.index(), shard.count())
+}
+
+/// Whether an earlier run left its result, a checkpoint or this part of it where a job's output goes to; possibly
+/// another job's.
+pub fn begun(output: &Path, shard: Option<Shard>) -> bool {
+    let Some(shard) = shard else {
+        return output.exists() || checkpoint_of(output).exists();
+    };
+    let name = part_name("", shard);
+    let parts = std::fs::read_dir(output).into_iter().flatten().flatten();
+    let mut names = parts.map(|part| part.file_name().to_string_lossy().into_owned());
+    names.any(|found| found.contains(&name))
 }
 
 fn checkpoint_of(output: &Path) -> PathBuf {

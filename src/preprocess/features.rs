@@ -38,9 +38,7 @@ impl FeatureCache {
             Entry::Occupied(entry) => Ok(entry.into_mut()),
             Entry::Vacant(entry) => {
                 let features = encode(image)?;
-                let numbers = features.iter().map(|tensor| tensor.value.shape());
-                let numbers: usize = numbers.map(|shape| shape.iter().product::<usize>()).sum();
-                self.bytes += numbers * size_of::<f32>();
+                self.bytes += features.iter().map(NamedTensor::bytes).sum::<usize>();
                 Ok(entry.insert(features))
             }
         }

@@ -35,6 +35,15 @@ impl NamedTensor {
         }
     }
 
+    /// What the numbers take of memory.
+    pub(crate) fn bytes(&self) -> usize {
+        match &self.value {
+            TensorValue::Floats(array) => array.len() * size_of::<f32>(),
+            TensorValue::Integers(array) => array.len() * size_of::<i64>(),
+            TensorValue::Booleans(array) => array.len(),
+        }
+    }
+
     /// An int64 tensor.
     pub fn integers<D: ndarray::Dimension>(
         name: &str,

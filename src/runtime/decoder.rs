@@ -19,6 +19,7 @@ use ort::value::DynValue;
 
 use super::engine::{Engine, Work};
 use super::part::{Inputs, Part, Run, own_inputs};
+use super::prefix::Prefixes;
 use super::tensor::to_floats;
 use super::{Embedded, Error};
 use crate::bundle::DecoderNames;
@@ -41,6 +42,8 @@ pub struct Decoder {
     prompt: Part,
     decode: Option<Part>,
     lm_head: Option<Part>,
+    /// Where what samples begin with alike is run once: [`Outputs::SumsAndCache`].
+    prefixes: Option<Prefixes>,
 }
 
 /// A token to run after those before it.
@@ -96,12 +99,17 @@ impl Decoder {
         work: Work,
     ) -> Result<Decoder, Error> {
         let (prompt, layers) = instrumented(engine, model, mlps, outputs, work)?;
+        let prefixes = match outputs {
+            Outputs::SumsAndCache(_) => Some(Prefixes::of(&prompt, wanted(&prompt, &names))?),
+            _ => None,
+        };
         Ok(Decoder {
             names,
             layers,
             prompt,
             decode: None,
             lm_head: None,
+            prefixes,
         })
     }
 
@@ -151,14 +159,20 @@ impl Decoder {
         &self.layers
     }
 
+    /// How many prefixes were run for all samples so far, where they are run once for samples that share them.
+    pub fn prefix_runs(&self) -> Option<u64> {
+        self.prefixes.as_ref().map(|prefixes| prefixes.runs)
+    }
+
     /// The model file.
     pub fn model(&self) -> &Path {
         &self.prompt.model
     }
 
     /// The weighted sums of the moment over the answer tokens of `batch`. Needs
-    /// [`Outputs::Sums`]. Shorter samples are padded on the right, with weight 0; samples that do not
-    /// fit into one run are run one after the other.
+    /// [`Outputs::Sums`], or [`Outputs::SumsAndCache`]: a single sample is then run in two parts, of which the
+    /// first one serves the next samples too. Shorter samples are padded on the right, with weight 0; samples
+    /// that do not fit into one run are run one after the other.
     ///
     /// # Errors
     /// The model fails, or lacks something.
@@ -208,7 +222,23 @@ impl Decoder {
     }
 
     fn sums_of(&mut self, batch: &[&Embedded], gates: &Gates) -> Result<Sums, Error> {
-        let mut inputs = self.prompt_inputs(batch, gates, 0)?;
+        if let ([sample], Some(mut prefixes)) = (batch, self.prefixes.take()) {
+            let sums = prefixes.sums(self, sample, gates);
+            self.prefixes = Some(prefixes);
+            return sums;
+        }
+        let inputs = self.prompt_inputs(batch, gates, 0)?;
+        Ok(self.summed(inputs, batch, &[])?.0)
+    }
+
+    /// Runs the decoder on `inputs`, those of `batch` but for the answer mask. Beside the sums, the outputs
+    /// that `wanted` asks for.
+    pub(super) fn summed(
+        &mut self,
+        mut inputs: Inputs<'_>,
+        batch: &[&Embedded],
+        wanted: &[Wanted],
+    ) -> Result<(Sums, Values), Error> {
         let tokens = batch.iter().map(|sample| sample.input_ids.len()).max();
         let mut mask = Array2::<f32>::zeros((batch.len(), tokens.unwrap_or(0)));
         for (mut row, sample) in mask.rows_mut().into_iter().zip(batch) {
@@ -226,7 +256,7 @@ impl Decoder {
             model: model.clone(),
             source,
         };
-        let outputs = self.prompt.session.run(inputs).map_err(fail)?;
+        let mut outputs = self.prompt.session.run(inputs).map_err(fail)?;
         let mut sums = Sums {
             weight,
             ..Sums::default()
@@ -247,7 +277,8 @@ impl Decoder {
                 sums.own_weights.insert(layer, weight.sum());
             }
         }
-        Ok(sums)
+        let values = take(&model, &mut outputs, wanted)?;
+        Ok((sums, values))
     }
 
     /// The raw hidden activations of one sample, by layer: float32 `[T, d_ff]`, before the gate. Needs
@@ -398,7 +429,7 @@ impl Decoder {
         ))
     }
 
-    fn prompt_inputs(
+    pub(super) fn prompt_inputs(
         &self,
         batch: &[&Embedded],
         gates: &Gates,
@@ -419,6 +450,18 @@ impl Decoder {
         let run = Run::prompts(batch, keep).map_err(|e| self.prompt.failed(e))?;
         self.prompt.inputs(&run, &self.names, &self.layers, gates)
     }
+
+    /// The inputs of a sample's last tokens, but for the cache, which holds the `past` tokens before them.
+    pub(super) fn inputs_after(
+        &self,
+        past: usize,
+        tail: &Embedded,
+        gates: &Gates,
+    ) -> Result<Inputs<'static>, Error> {
+        let run = Run::prompts(&[tail], 0).map_err(|e| self.prompt.failed(e))?;
+        self.prompt
+            .inputs(&run.after(past), &self.names, &self.layers, gates)
+    }
 }
 
 fn instrumented(
@@ -435,14 +478,18 @@ fn instrumented(
     Ok((part, patch.layers()))
 }
 
+/// An input, with the outputs that may become it.
+pub(super) type Wanted = (String, Vec<String>);
+
 /// The cache inputs of the next run, each with the outputs that may become it.
-fn wanted(next: &Part, names: &DecoderNames) -> Vec<(String, Vec<String>)> {
+fn wanted(next: &Part, names: &DecoderNames) -> Vec<Wanted> {
     next.cache(names)
         .map(|(port, present)| (port.name.clone(), present))
         .collect()
 }
 
-type Values = Vec<(String, DynValue)>;
+/// Values of inputs, by name.
+pub(super) type Values = Vec<(String, DynValue)>;
 
 /// Runs a part: the logits of the last token of each row of the batch, and the outputs that the next run
 /// wants as its cache.
@@ -451,31 +498,34 @@ fn run_last(
     inputs: Inputs<'_>,
     batch: usize,
     names: &DecoderNames,
-    wanted: Vec<(String, Vec<String>)>,
+    wanted: Vec<Wanted>,
 ) -> Result<(Array2<f32>, Values), Error> {
     let model = part.model.clone();
     let mut outputs = part.session.run(inputs).map_err(|source| Error::Run {
         model: model.clone(),
         source,
     })?;
-    let interface = |expected: String| Error::Interface {
-        model: model.clone(),
-        expected,
-        found: "none".into(),
-    };
     let last = logits_of(&model, &outputs, names, lm_head, Some(batch))?;
-    let mut values = Vec::with_capacity(wanted.len());
-    for (input, present) in wanted {
-        let value = present.iter().find_map(|output| outputs.remove(output));
-        let value = value.ok_or_else(|| {
-            interface(format!(
-                "an output {} for the input {input}",
-                present.join(" or ")
-            ))
-        })?;
-        values.push((input, value));
-    }
+    let values = take(&model, &mut outputs, &wanted)?;
     Ok((last, values))
+}
+
+/// The outputs that `wanted` asks for, under the names of the inputs that they become.
+fn take(
+    model: &Path,
+    outputs: &mut SessionOutputs<'_>,
+    wanted: &[Wanted],
+) -> Result<Values, Error> {
+    let value = |(input, present): &Wanted| {
+        let value = present.iter().find_map(|output| outputs.remove(output));
+        let value = value.ok_or_else(|| Error::Interface {
+            model: model.to_owned(),
+            expected: format!("an output {} for the input {input}", present.join(" or ")),
+            found: "none".into(),
+        })?;
+        Ok((input.clone(), value))
+    };
+    wanted.iter().map(value).collect()
 }
 
 /// The logits `[T, vocabulary]` among a decoder's outputs, or what its output projection makes of its

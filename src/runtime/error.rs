@@ -75,6 +75,26 @@ pub enum Error {
         /// The sample.
         sample: String,
     },
+    /// The prompts of this model cannot be computed in two parts.
+    #[error(
+        "{}: expected a decoder that sums the same whether a prompt is run at once or in two parts, found {found}",
+        model.display()
+    )]
+    Divided {
+        /// The model file.
+        model: PathBuf,
+        /// Why it cannot be, or what came out.
+        found: String,
+    },
+    /// A picture that was not there when all were encoded.
+    #[error(
+        "{}: expected only the pictures that there were when the job began, found another",
+        model.display()
+    )]
+    NewPicture {
+        /// The vision encoder's file.
+        model: PathBuf,
+    },
     /// A prompt leaves no room for an answer.
     #[error(
         "{sample}: expected a prompt of fewer than {limit} tokens (max_length in \
@@ -129,6 +149,14 @@ impl Error {
             }
             Error::ReadyFeatures { .. } => {
                 "ready-made inputs go with --tower language: what the vision encoder did is in them already".into()
+            }
+            Error::NewPicture { .. } => {
+                "a picture file was changed while the job ran: start it again".into()
+            }
+            Error::Divided { .. } => {
+                "leave out --share-prefix: what this model computes of a token depends on those after it, or on \
+                 all of them together"
+                    .into()
             }
             Error::LongPrompt { .. } => {
                 "give the longest answer with --max-new-tokens, which does not count the prompt"

@@ -24,6 +24,7 @@ pub mod locate;
 pub mod memory;
 mod part;
 mod prefetch;
+mod prefix;
 mod tensor;
 mod towers;
 
@@ -55,6 +56,9 @@ pub struct Embedded {
     pub position_ids: PositionIds,
     /// `[T]`: the weight of each position in the statistics.
     pub answer_mask: Vec<f32>,
+    /// How many of the first tokens other samples about the same picture are likely to begin with: those up
+    /// to the last image token; 0 without one.
+    pub prefix: usize,
     /// Position id of the first token after these.
     pub next_position: i64,
     /// What the decoder takes besides, by name; a decoder that does not ask for one is not given it.

@@ -372,6 +372,19 @@ impl Run {
         Ok(run)
     }
 
+    /// The same tokens, after `past` others that the cache holds.
+    pub(super) fn after(mut self, past: usize) -> Run {
+        let (batch, tokens) = self.ids.dim();
+        let mut attention = Array2::ones((batch, past + tokens));
+        attention.slice_mut(s![.., past..]).assign(&self.attention);
+        self.attention = attention;
+        let past = i64::try_from(past).unwrap_or(i64::MAX);
+        let mut numbers = self.positions.index_axis_mut(Axis(0), 0);
+        numbers += past;
+        self.cached = true;
+        self
+    }
+
     /// One more token of each sample with its position, after `past` others.
     pub(super) fn step(next: &[(super::Token, i64)], past: usize) -> Result<Run, ort::Error> {
         let batch = next.len();

@@ -142,6 +142,8 @@ impl Component {
 /// The vision encoder and the token embedding of one model.
 pub struct Towers {
     vision: Option<Component>,
+    /// The vision encoder's file, where it was closed.
+    closed: Option<PathBuf>,
     embed_tokens: Option<Component>,
     /// What the vision encoder made of images under `gates`.
     features: FeatureCache,
@@ -185,6 +187,7 @@ impl Towers {
         };
         Ok(Towers {
             vision,
+            closed: None,
             embed_tokens: open(embed_tokens)?.map(|(component, _)| component),
             features: FeatureCache::default(),
             layers: Vec::new(),
@@ -222,6 +225,7 @@ impl Towers {
         self.vision = None;
         self.kept = None;
         self.vision = Some(Component::of(engine, &graph, model.path(), work)?);
+        self.closed = None;
         self.layers = patch.layers();
         self.features = FeatureCache::default();
         self.gates = Gates::new();
@@ -232,6 +236,38 @@ impl Towers {
     /// it is a part of the decoder's graph.
     pub fn layers(&self) -> &[(LayerId, usize)] {
         &self.layers
+    }
+
+    fn have_vision(&self) -> bool {
+        self.vision.is_some() || self.closed.is_some()
+    }
+
+    /// Encodes `pictures`, each once, and closes the vision encoder: what it takes of memory is free before
+    /// the decoder is opened. Any other picture is an error from then on. Nothing is done, and `false` returned,
+    /// where the features of all might take more than `limit` bytes, or change with the gates, or where there
+    /// is no encoder.
+    ///
+    /// # Errors
+    /// As [`Towers::encode`], or what `pictures` yields.
+    pub(super) fn encode_and_close<E: From<Error>>(
+        &mut self,
+        pictures: impl ExactSizeIterator<Item = Result<Option<ImageInputs>, E>>,
+        limit: usize,
+    ) -> Result<bool, E> {
+        if self.vision.is_none() || !self.layers.is_empty() {
+            return Ok(false);
+        }
+        let most = pictures.len();
+        for picture in pictures {
+            let Some(picture) = picture? else { continue };
+            let features = self.cached(&picture)?;
+            let bytes: usize = features.iter().map(NamedTensor::bytes).sum();
+            if bytes.saturating_mul(most) > limit {
+                return Ok(false);
+            }
+        }
+        self.closed = self.vision.take().map(|vision| vision.model);
+        Ok(true)
     }
 
     /// Takes over those of `gates` that are the vision encoder's own. Others than before: what is kept of
@@ -308,7 +344,12 @@ impl Towers {
     /// The model has no vision encoder, asks for something else, or fails.
     pub fn encode(&mut self, tensors: &[NamedTensor]) -> Result<Vec<NamedTensor>, Error> {
         let Some(component) = &mut self.vision else {
-            return Err(self.no_vision());
+            return Err(match &self.closed {
+                Some(model) => Error::NewPicture {
+                    model: model.clone(),
+                },
+                None => self.no_vision(),
+            });
         };
         let fail = |source| Error::Run {
             model: component.model.clone(),
@@ -409,7 +450,7 @@ impl Towers {
         let mut decoder_inputs = prepared.decoder_inputs;
         let mut features = None;
         if let Some(image) = &prepared.image {
-            if self.vision.is_none() && !self.decoder_takes.is_empty() {
+            if !self.have_vision() && !self.decoder_takes.is_empty() {
                 decoder_inputs.extend(self.handed_on(&image.tensors)?);
             } else {
                 let outputs = self.cached(image)?;
@@ -432,8 +473,11 @@ impl Towers {
             }
             None => None,
         };
+        let is_image = |id: &i64| Some(*id) == self.image_token_id;
+        let prefix = prepared.input_ids.iter().rposition(is_image);
         Ok(Embedded {
             answer_mask,
+            prefix: prefix.map_or(0, |last| last + 1),
             name,
             input_ids: prepared.input_ids,
             inputs_embeds,
