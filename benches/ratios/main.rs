@@ -35,6 +35,9 @@ fn main() -> Result<()> {
         ["child", "apply", model, plan, out] => {
             write::apply_in_child(Path::new(model), Path::new(plan), Path::new(out))
         }
+        ["child", "in-place", model, plan] => {
+            write::in_place_in_child(Path::new(model), Path::new(plan))
+        }
         [] => bail!("expected a model folder made by tools/bench/make_model.py, found none"),
         [model, parts @ ..] => {
             if let Some(unknown) = parts.iter().find(|part| !PARTS.contains(part)) {

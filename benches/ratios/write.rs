@@ -1,7 +1,8 @@
 //! (c) Applying a plan to a whole model folder, against copying the folder.
 //!
 //! `cp` returns when the bytes are in the page cache; `kvw apply` when they are on the disk, checked, under
-//! their final name. So there are two baselines: `cp -r`, and `cp -r` followed by syncing the same files.
+//! their final name. So there are two baselines: `cp -r`, and `cp -r` followed by syncing the same files. In place,
+//! the copy is made before the clock starts. Where the file system shares blocks, `cp --reflink` is a third baseline.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -10,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use kvw::bundle::Bundle;
-use kvw::edit::{self, EditPlan, ModelIdentity};
+use kvw::edit::{self, EditPlan, ModelIdentity, in_place};
 use kvw::kvw::{Plan, load_plan, save_plan};
 
 use crate::forward::Random;
@@ -45,13 +46,31 @@ pub(crate) fn run(model: &Path) -> Result<()> {
                 &out,
             ),
         ),
-        Way::new("edit, write, verify, sync", child(model, &plan, &out)?),
+        Way::new(
+            "edit, write, verify, sync",
+            child("apply", &[model, &plan, &out])?,
+        ),
+        Way {
+            copy_first: true,
+            ..Way::new(
+                "edit in place, verify, sync",
+                child("in-place", &[&out, &plan])?,
+            )
+        },
     ];
+    let reflink = shell("cp -r --reflink=always \"$0\" \"$1\"", model, &out);
+    let mut tried = shell("cp -r --reflink=always \"$0\" \"$1\" 2>&-", model, &out);
+    if tried.status()?.success() {
+        ways.push(Way::new("cp -r --reflink=always", reflink));
+    }
     // In turn, each round beginning with another way; all data read is in the page cache from round 0 on.
     for round in 0..=ROUNDS {
         for turn in 0..ways.len() {
             let index = (round + turn) % ways.len();
             settle(&out)?;
+            if ways[index].copy_first {
+                shell("cp -r \"$0\" \"$1\" && sync", model, &out).status()?;
+            }
             let (seconds, peak) = run_and_watch(&mut ways[index].command)?;
             if round > 0 {
                 ways[index].seconds.add(seconds);
@@ -79,6 +98,8 @@ struct Way {
     command: Command,
     seconds: Seconds,
     peak: f64,
+    /// What it does, it does to a copy.
+    copy_first: bool,
 }
 
 impl Way {
@@ -88,6 +109,7 @@ impl Way {
             command,
             seconds: Seconds::default(),
             peak: 0.0,
+            copy_first: false,
         }
     }
 }
@@ -98,13 +120,9 @@ fn shell(script: &str, model: &Path, out: &Path) -> Command {
     command
 }
 
-fn child(model: &Path, plan: &Path, out: &Path) -> Result<Command> {
+fn child(verb: &str, paths: &[&Path]) -> Result<Command> {
     let mut command = Command::new(std::env::current_exe()?);
-    command
-        .args(["child", "apply"])
-        .arg(model)
-        .arg(plan)
-        .arg(out);
+    command.args(["child", verb]).args(paths);
     Ok(command)
 }
 
@@ -176,5 +194,18 @@ pub(crate) fn apply_in_child(model: &Path, plan: &Path, out: &Path) -> Result<()
     if trace {
         eprintln!("{:7.3} s done", start.elapsed().as_secs_f64());
     }
+    Ok(())
+}
+
+/// The same, where the model lies.
+pub(crate) fn in_place_in_child(model: &Path, plan: &Path) -> Result<()> {
+    let (plan, provenance) = load_plan(plan)?;
+    let identity: ModelIdentity = serde_json::from_value(provenance["model"].clone())?;
+    let bundle = Bundle::open(model)?;
+    let edits = EditPlan::new(&bundle, &plan.gates, &identity)?;
+    let (_, lock) = in_place::preflight(&bundle, &edits, None)?;
+    let options = edit::Options::default();
+    in_place::prepare(&bundle, &edits, &lock, None, &options, &|_| {})?;
+    in_place::resume(model, &lock)?;
     Ok(())
 }

@@ -1,12 +1,15 @@
 """The whole job, `kvw` against PyTorch: seconds, peak memory, and whether they agree.
 
-    python tools/bench/job.py FOLDER KVW [--rounds 5] [--threads 2] [--retain 64] [--forget 16]
+    python tools/bench/job.py FOLDER KVW [--rounds 5] [--threads 2] [--retain 64] [--forget 16] [--per-picture 4]
 
 FOLDER is what `make_lvlm.py` wrote, KVW the binary (`target/release/kvw`). In turn, each round:
     kvw collect, kvw weaken, kvw apply: three processes, each from its start to its end
     pytorch_job.py: one process, from its start to its end; its own seconds by stage besides
 Both in float32 on the CPU, batches of 1, the same number of threads. Medians, ranges, the ratio of medians; the peak of resident
 memory (of the largest of the three processes); the largest relative differences of coefficients and gates.
+
+Each sample has a picture of its own; with --per-picture N, as benchmarks of people have it, N samples in a row are about the
+same one, and kvw collects with --share-prefix.
 """
 
 import argparse
@@ -44,20 +47,21 @@ class Run:
         self.peak = usage.ru_maxrss * 1024
 
 
-def first_rows(folder, out, counts):
-    """The first samples of both sets, beside the output."""
+def first_rows(folder, out, counts, per_picture):
+    """The first samples of both sets, beside the output; so many in a row about one picture."""
     for name, count in counts.items():
         rows = [json.loads(line) for line in (folder / "data" / f"{name}.jsonl").read_text().splitlines()[:count]]
         assert len(rows) == count, f"expected {count} samples of {name}, found {len(rows)}"
-        rows = [{**row, "image": str(folder / "data" / row["image"])} for row in rows]
+        pictures = [rows[number - number % per_picture]["image"] for number in range(count)]
+        rows = [{**row, "image": str(folder / "data" / picture)} for row, picture in zip(rows, pictures)]
         (out / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def kvw_job(kvw, folder, out, threads):
+def kvw_job(kvw, folder, out, threads, collecting):
     model, data, retain, plan = folder / "model", out.parent, out / "retain.kc", out / "forget.plan"
     run = ["--threads", threads, "--device", "cpu"]
     return {
-        "collect": Run([kvw, "collect", model, "--data", data / "retain.jsonl", "-o", retain, *run]),
+        "collect": Run([kvw, "collect", model, "--data", data / "retain.jsonl", "-o", retain, *run, *collecting]),
         "weaken": Run(
             [kvw, "weaken", model, "--forget", data / "forget.jsonl", "--retain-coefficients", retain, "--gamma", GAMMA]
             + ["-o", plan, *run]
@@ -101,20 +105,23 @@ def main():
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--retain", type=int, default=64)
     parser.add_argument("--forget", type=int, default=16)
+    parser.add_argument("--per-picture", type=int, default=1)
     arguments = parser.parse_args()
+    collecting = ["--share-prefix"] if arguments.per_picture > 1 else []
     folder = arguments.folder.resolve()
     ours, theirs, stages, agreement = [], [], [], []
     for number in range(arguments.rounds):
         # On the model's disk, in turn, the disk idle before each.
         with tempfile.TemporaryDirectory(prefix=".kvw-job-", dir=folder) as scratch:
-            first_rows(folder, Path(scratch), {"retain": arguments.retain, "forget": arguments.forget})
+            counts = {"retain": arguments.retain, "forget": arguments.forget}
+            first_rows(folder, Path(scratch), counts, arguments.per_picture)
             out = {name: Path(scratch) / name for name in ("kvw", "pytorch")}
             order = ["kvw", "pytorch"] if number % 2 == 0 else ["pytorch", "kvw"]
             for name in order:
                 out[name].mkdir()
                 os.sync()
                 if name == "kvw":
-                    ours.append(kvw_job(arguments.kvw.resolve(), folder, out[name], arguments.threads))
+                    ours.append(kvw_job(arguments.kvw.resolve(), folder, out[name], arguments.threads, collecting))
                 else:
                     theirs.append(pytorch_job(folder, out[name], arguments.threads))
                     stages.append(json.loads(theirs[-1].output))
@@ -130,7 +137,8 @@ def main():
         )
 
     print(
-        f"\nthe whole job: {arguments.retain} retain and {arguments.forget} forget samples, {arguments.threads} thread(s), "
+        f"\nthe whole job: {arguments.retain} retain and {arguments.forget} forget samples, {arguments.per_picture} for each "
+        f"picture, {arguments.threads} thread(s), "
         f"{json.dumps(stages[0]['versions'])}"
     )
     totals = [{key: sum(getattr(run, key) for run in job.values()) for key in ("wall", "cpu")} for job in ours]
