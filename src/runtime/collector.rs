@@ -87,7 +87,7 @@ impl Lvlm {
     }
 
     /// Encodes the pictures of `samples` and closes the vision encoder, as long as their features take less than
-    /// [`EARLY_FEATURES`]: it and the decoder are then never in memory together. Other pictures are refused
+    /// 256 MiB: it and the decoder are then never in memory together. Other pictures are refused
     /// from then on. Returns whether it was closed. It stays open where its own layers are gated.
     ///
     /// # Errors
