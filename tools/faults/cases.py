@@ -12,6 +12,8 @@ import subprocess
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import supervise
+
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "fixtures" / "demo"
 SAMPLES = 2
@@ -25,7 +27,8 @@ class Case:
     needs: list = field(default_factory=list)
     before: list = field(default_factory=list)
     recover: list = None
-    runs_model: bool = False
+    # What is watched may be there in part before the command is run again: it says nothing of what is in it.
+    piece_by_piece: bool = False
 
 
 def cases():
@@ -34,6 +37,7 @@ def cases():
     sign = ["sign", "out", "--key", "key.pem", "--bill"]
     in_place = ["apply", "model", "--plan", "plan", "--in-place"]
     resume = ["apply", "model", "--resume"]
+    short = ["--max-new-tokens", "1"]
     return [
         Case("apply", ["apply", "model", "--plan", "plan", "-o", "out"], ["out"], ["model", "plan"]),
         Case(
@@ -47,7 +51,7 @@ def cases():
         Case("apply --in-place --shred-plan", in_place + ["--shred-plan"], ["model"], ["model", "plan"], recover=resume),
         Case("apply --resume", resume, ["model"], ["pending"]),
         Case("apply --undo", ["apply", "model", "--undo", "undo"], ["model"], ["patched"]),
-        Case("sign", sign, ["out"], ["out", "key.pem"]),
+        Case("sign", sign, ["out"], ["out", "key.pem"], piece_by_piece=True),
         Case("merge", ["merge", "part0", "part1", "-o", "kc"], ["kc"], ["part0", "part1"]),
         Case("report", ["report", "out", "-o", "page.html", "--original", "model"], ["page.html"], ["model", "out"]),
         Case(
@@ -55,21 +59,44 @@ def cases():
             ["collect", "model", "--data", "retain.jsonl", "-o", "kc"],
             ["kc"],
             ["model", "data"],
-            runs_model=True,
         ),
         Case(
             "weaken",
             ["weaken", "model", "--forget", "forget.jsonl", "--retain-coefficients", "retain.kc", "-o", "new-plan"] + gamma,
             ["new-plan"],
             ["model", "data", "retain.kc"],
-            runs_model=True,
         ),
         Case(
             "sweep",
             ["sweep", "model"] + data + ["--gamma", "0.4,0.8", "--layers", "0-2", "-o", "sweep.json"],
             ["sweep.json"],
             ["model", "data"],
-            runs_model=True,
+            piece_by_piece=True,
+        ),
+        Case(
+            "collect --shard",
+            ["collect", "model", "--data", "retain.jsonl", "-o", "parts", "--shard", "0/2"],
+            ["parts"],
+            ["model", "data"],
+        ),
+        # A cache that cannot be written to costs time and no more: it is not watched.
+        Case(
+            "collect --feature-cache",
+            ["collect", "model", "--data", "retain.jsonl", "-o", "kc", "--feature-cache", "features"],
+            ["kc"],
+            ["model", "data"],
+        ),
+        Case(
+            "eval",
+            ["eval", "model", "--data", "forget=forget.jsonl", "--limit", "1", "-o", "evaluation.json"] + short,
+            ["evaluation.json"],
+            ["model", "data"],
+        ),
+        Case(
+            "probe",
+            ["probe", "model", "--plan", "plan", "--forget", "forget.jsonl", "--limit", "1", "-o", "probes.json"] + short,
+            ["probes.json"],
+            ["model", "plan", "data"],
         ),
     ]
 
@@ -118,9 +145,10 @@ class Store:
         """A folder whose patch was committed and not begun: killed at the first write to the model."""
         folder = self.folder / "pending"
         shutil.copytree(self.folder / "model", folder)
-        inject = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=pwrite64", "-e", "inject=pwrite64:signal=SIGKILL:when=1"]
         command = [self.kvw, "apply", "pending", "--plan", "plan", "--in-place"]
-        subprocess.run(inject + command, cwd=self.folder, capture_output=True)
+        inside = lambda path: path.startswith(f"{folder}/") and ".kvw-" not in path
+        kill = lambda _, call: "kill" if call.name == "pwrite64" else None
+        supervise.run(command, self.folder, environment(), inside, kill)
         assert (folder / ".kvw-journal").exists(), "the patch is not pending"
 
     def lay(self, case, folder):

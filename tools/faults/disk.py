@@ -14,6 +14,7 @@ Needs root, mkfs.ext4, loop devices and strace; says so where one is missing. Ex
 import argparse
 import fcntl
 import os
+import re
 import shutil
 import signal
 import struct
@@ -21,14 +22,42 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 from cases import Store, environment
-from inject import leftovers, listed, state, strace
+from inject import leftovers, state
+from supervise import REMOVALS
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 NO_FLUSH = 2
 FAILED = []
+
+CALLS = REMOVALS | {
+    "openat", "mkdir", "mkdirat", "write", "writev", "pwrite64", "ftruncate", "fallocate", "fchmod", "chmod",
+    "fsync", "fdatasync", "rename", "renameat", "renameat2", "link", "linkat",
+}
+LINE = re.compile(r"^(\d+) +(\w+)\((.*)")
+
+
+def listed(log, folder):
+    """The mutating calls on files of `folder`, as (call, which of its thread's calls of that name)."""
+    counts, calls = Counter(), []
+    for line in Path(log).read_text(errors="replace").splitlines():
+        found = LINE.match(line)
+        if not found or found[2] not in CALLS:
+            continue
+        thread, name, rest = found.groups()
+        counts[thread, name] += 1
+        # The folder's path or a relative one, and an open only where it may create or truncate.
+        inside = str(folder) in rest or re.match(r'"[^/]', rest)
+        if inside and (name != "openat" or "O_CREAT" in rest or "O_TRUNC" in rest):
+            calls.append((name, counts[thread, name]))
+    return calls
+
+
+def strace(log, inject=()):
+    return ["strace", "-f", "-y", "-qq", "-o", str(log), "-e", "trace=" + ",".join(sorted(CALLS)), *inject]
 
 
 def expect(holds, what):
