@@ -1,178 +1,129 @@
-//! Every reader of somebody else's bytes, against damaged files: none panics, and what a reader promises
-//! holds whatever it is given.
+//! The targets: every reader of somebody else's bytes, the good inputs that its mutants come from, and what it
+//! promises whatever it is given.
 //!
-//! `cargo test --test fuzz` runs a fixed number of inputs for each target, the same every time.
-//! `tools/hostile/fuzz.sh` runs them in rotation for as long as one likes, each time from another seed. An input
-//! that fails is left in `target/fuzz/NAME/`, also where the process died of it.
-
-#![allow(
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::print_stdout,
-    clippy::indexing_slicing
-)]
+//! In: a target's name, a folder that is its alone. Out: its good inputs, and a closure that reads one input and
+//! panics where a promise does not hold. Two harnesses drive them: `main.rs` beside this file, on stable, and
+//! `tools/fuzz`, by coverage.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
-use kvw::bundle::Bundle;
+#[cfg(feature = "runtime")]
 use kvw::check::Policy;
+#[cfg(feature = "runtime")]
 use kvw::dataset::{self, ReadOptions};
-use kvw::edit::{self, Receipt};
+#[cfg(feature = "runtime")]
 use kvw::eval::Evidence;
-use kvw::files::contain::Root;
-use kvw::files::{json, safetensors};
-use kvw::kvw::{Draws, load_coefficients, load_part, load_plan, save_coefficients, save_plan};
+#[cfg(feature = "runtime")]
 use kvw::limits;
-use kvw::onnx::{Limits, ModelFile, Storage, tensors};
+#[cfg(feature = "runtime")]
 use kvw::preprocess::template::ChatTemplate;
+#[cfg(feature = "runtime")]
 use kvw::preprocess::{Feed, ModelDir, Tokenizer, image};
-use kvw::provenance::{key::PrivateKey, key::PublicKey, model_signing, sums};
+#[cfg(feature = "runtime")]
 use kvw::sweep::Sweep;
 
-/// Inputs of a target where no time is given.
-const INPUTS: usize = 250;
+use kvw::bundle::Bundle;
+use kvw::edit::{self, Receipt};
+use kvw::files::contain::Root;
+use kvw::files::{json, safetensors};
+use kvw::kvw::{load_coefficients, load_part, load_plan, save_coefficients, save_plan};
+use kvw::onnx::{Limits, ModelFile, Storage, tensors};
+use kvw::provenance::{key::PrivateKey, key::PublicKey, model_signing, sums};
 
-/// Where a target's input lies, and the folder that is its alone.
-struct Place {
-    folder: PathBuf,
-    input: PathBuf,
+/// A reader, ready to be tried.
+pub(crate) struct Target {
+    /// Good inputs, and those that once failed (`fixtures/fuzz/NAME`).
+    pub(crate) seeds: Vec<Vec<u8>>,
+    /// What means something to the reader, for mutators to put in.
+    pub(crate) words: &'static [&'static str],
+    /// Where an input must lie when it is read.
+    pub(crate) input: PathBuf,
+    /// Reads an input: the path where it lies, and its bytes. Panics where a promise does not hold.
+    pub(crate) read: Box<dyn Fn(&Path, &[u8])>,
 }
 
-impl Place {
-    fn of(target: &str) -> Place {
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR"))
-            .join("../fuzz")
-            .join(target);
-        fs::create_dir_all(&folder).unwrap();
-        Place {
-            input: folder.join("input"),
-            folder,
+impl Target {
+    fn new(
+        input: PathBuf,
+        seeds: impl Into<Vec<Vec<u8>>>,
+        words: &'static [&'static str],
+        read: impl Fn(&Path, &[u8]) + 'static,
+    ) -> Target {
+        Target {
+            seeds: seeds.into(),
+            words,
+            input,
+            read: Box::new(read),
         }
     }
+}
 
-    /// With the input under another name.
-    fn named(mut self, name: &str) -> Place {
-        self.input = self.folder.join(name);
-        self
+/// The targets by name, each with what makes it ready in a folder.
+pub(crate) const TARGETS: &[(&str, fn(&Path) -> Target)] = &[
+    ("onnx_files", onnx_files),
+    ("external_locations", external_locations),
+    ("plans_and_coefficients", plans_and_coefficients),
+    #[cfg(feature = "runtime")]
+    ("ready_made_inputs", ready_made_inputs),
+    ("json_trees", json_trees),
+    #[cfg(feature = "runtime")]
+    ("model_folders", model_folders),
+    #[cfg(feature = "runtime")]
+    ("tokenizers", tokenizers),
+    #[cfg(feature = "runtime")]
+    ("chat_templates", chat_templates),
+    #[cfg(feature = "runtime")]
+    ("pictures", pictures),
+    #[cfg(feature = "runtime")]
+    ("jsonl", jsonl),
+    #[cfg(feature = "runtime")]
+    ("parquet_tables", parquet_tables),
+    #[cfg(feature = "runtime")]
+    ("policies", policies),
+    #[cfg(feature = "runtime")]
+    (
+        "evaluations_sweeps_and_receipts",
+        evaluations_sweeps_and_receipts,
+    ),
+    ("signatures_sums_and_keys", signatures_sums_and_keys),
+    ("journals", journals),
+];
+
+/// The target `name`, ready in `folder`, which it has for itself.
+pub(crate) fn open(name: &str, folder: &Path) -> Target {
+    fs::create_dir_all(folder).unwrap();
+    let (_, open) = TARGETS.iter().find(|(known, _)| *known == name).unwrap();
+    let mut target = open(folder);
+    if let Ok(failed) = fs::read_dir(fixtures("fuzz").join(name)) {
+        let mut failed: Vec<_> = failed.map(|entry| entry.unwrap().path()).collect();
+        failed.sort();
+        let failed = failed.iter().map(|path| fs::read(path).unwrap());
+        target.seeds.extend(failed);
     }
+    target
 }
 
 fn fixture(path: &str) -> Vec<u8> {
     fs::read(fixtures(path)).unwrap()
 }
 
+/// A path in the repository's `fixtures`: in the package's folder or in one above.
 fn fixtures(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("fixtures")
-        .join(path)
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let mut folders = package.ancestors().map(|folder| folder.join("fixtures"));
+    folders.find(|folder| folder.is_dir()).unwrap().join(path)
 }
 
-/// One good input or two, damaged in one to four places.
-fn damaged(seeds: &[Vec<u8>], words: &[&str], draws: &mut Draws) -> Vec<u8> {
-    let mut data = seeds[draws.below(seeds.len())].clone();
-    for _ in 0..=draws.below(4) {
-        if data.is_empty() {
-            data = seeds[draws.below(seeds.len())].clone();
-        }
-        let at = draws.below(data.len().max(1)).min(data.len());
-        let stretch = 1 << draws.below(9);
-        let end = (at + stretch).min(data.len());
-        match draws.below(9) {
-            0 => data.truncate(at),
-            1 if at < data.len() => data[at] ^= 1 << draws.below(8),
-            2 => {
-                let byte = [0, 0x7f, 0x80, 0xff][draws.below(4)];
-                data[at..end].fill(byte);
-            }
-            3 => {
-                let copy = data[at..end].repeat(1 + draws.below(3));
-                data.splice(at..at, copy);
-            }
-            4 => drop(data.drain(at..end)),
-            5 => {
-                for byte in &mut data[at..end] {
-                    *byte = u8::try_from(draws.below(256)).unwrap();
-                }
-            }
-            6 => {
-                let other = &seeds[draws.below(seeds.len())];
-                let from = draws.below(other.len().max(1)).min(other.len());
-                let to = (from + stretch).min(other.len());
-                data.splice(at..end, other[from..to].iter().copied());
-            }
-            7 if !words.is_empty() => {
-                let word = words[draws.below(words.len())];
-                data.splice(at..at, word.bytes());
-            }
-            // A number as formats write it, at its edge.
-            _ => {
-                let number = [
-                    0,
-                    1,
-                    255,
-                    256,
-                    u64::from(u32::MAX),
-                    1 << 31,
-                    1 << 62,
-                    u64::MAX,
-                ];
-                let number = number[draws.below(number.len())].to_le_bytes();
-                let width = [1, 2, 4, 8][draws.below(4)];
-                let end = (at + width).min(data.len());
-                data.splice(at..end, number[..width].iter().copied());
-            }
-        }
-    }
-    data
-}
-
-/// Runs `read` on damaged files, each written to the place's input.
-fn fuzz(place: &Place, seeds: &[Vec<u8>], words: &[&str], read: impl Fn(&Path, &[u8])) {
-    let number = |name| std::env::var(name).ok().and_then(|text| text.parse().ok());
-    let seconds: Option<u64> = number("KVW_FUZZ_SECONDS");
-    let mut draws = Draws::new(number("KVW_FUZZ_SEED").unwrap_or(1));
-    let until = seconds.map(|seconds| Instant::now() + Duration::from_secs(seconds));
-    let mut inputs = 0;
-    for seed in seeds {
-        fs::write(&place.input, seed).unwrap();
-        read(&place.input, seed);
-    }
-    while until.map_or(inputs < INPUTS, |until| Instant::now() < until) {
-        let data = damaged(seeds, words, &mut draws);
-        fs::write(&place.input, &data).unwrap();
-        let start = Instant::now();
-        read(&place.input, &data);
-        let took = start.elapsed();
-        assert!(
-            took < Duration::from_secs(30),
-            "{took:?} for {}",
-            place.input.display()
-        );
-        inputs += 1;
-    }
-    let name = place
-        .folder
-        .file_name()
-        .unwrap()
-        .to_string_lossy()
-        .into_owned();
-    println!("{name}: {inputs} inputs");
-    fs::remove_dir_all(&place.folder).unwrap();
-}
-
-#[test]
-fn onnx_files() {
+fn onnx_files(folder: &Path) -> Target {
     let seeds = [
         fixture("exports/genai-qwen2-fp16/model.onnx"),
         fixture("exports/genai-phi2-fp32/model.onnx"),
         fixture("exports/genai-layout-qwen2_5_vl/model.onnx"),
     ];
-    let place = Place::of("onnx").named("model.onnx");
-    fuzz(
-        &place,
-        &seeds,
+    Target::new(
+        folder.join("model.onnx"),
+        seeds,
         &["If", "MatMul", "/etc/passwd", "location"],
         |path, _| {
             let Ok(model) = ModelFile::open(path, &Limits::default()) else {
@@ -194,16 +145,14 @@ fn onnx_files() {
                 let _ = edit::inspect(&bundle);
             }
         },
-    );
+    )
 }
 
-#[test]
-fn external_locations() {
-    let place = Place::of("locations");
-    let model = place.folder.join("model");
+fn external_locations(folder: &Path) -> Target {
+    let model = folder.join("model");
     fs::create_dir_all(model.join("onnx")).unwrap();
     fs::write(model.join("weights"), "w").unwrap();
-    fs::write(place.folder.join("secret"), "s").unwrap();
+    fs::write(folder.join("secret"), "s").unwrap();
     let link = |target: &str, name: &str| {
         let name = model.join(name);
         if name.symlink_metadata().is_err() {
@@ -225,9 +174,9 @@ fn external_locations() {
         "root/etc/passwd",
     ];
     let seeds = seeds.map(|seed| seed.as_bytes().to_vec());
-    fuzz(
-        &place,
-        &seeds,
+    Target::new(
+        folder.join("input"),
+        seeds,
         &[
             "..",
             "/",
@@ -239,7 +188,7 @@ fn external_locations() {
             "C:",
             "*/_ORT_MEM_ADDR_/*",
         ],
-        |_, data| {
+        move |_, data| {
             let Ok(location) = std::str::from_utf8(data) else {
                 return;
             };
@@ -254,15 +203,15 @@ fn external_locations() {
                 }
             }
         },
-    );
+    )
 }
 
 /// A plan and coefficients as kvw writes them.
-fn written(place: &Place) -> (Vec<u8>, Vec<u8>) {
+fn written(folder: &Path) -> (Vec<u8>, Vec<u8>) {
     use kvw::graph::Moment;
     use kvw::kvw::{Coefficients, Plan};
     let layer = "2".parse();
-    let path = place.folder.join("seed");
+    let path = folder.join("seed");
     let layers = [(layer.unwrap_or_else(|_| panic!("a layer")), 5)];
     let gates = [(layers[0].0, vec![0.5, 1.0, 1e-9, 0.25, 0.75])];
     let plan = Plan {
@@ -284,13 +233,11 @@ fn written(place: &Place) -> (Vec<u8>, Vec<u8>) {
     (of_plan, fs::read(&path).unwrap())
 }
 
-#[test]
-fn plans_and_coefficients() {
-    let place = Place::of("plans").named("forget.plan");
-    let (plan, coefficients) = written(&place);
-    fuzz(
-        &place,
-        &[plan, coefficients],
+fn plans_and_coefficients(folder: &Path) -> Target {
+    let (plan, coefficients) = written(folder);
+    Target::new(
+        folder.join("forget.plan"),
+        [plan, coefficients],
         &[
             "\"F32\"",
             "\"shape\"",
@@ -307,36 +254,35 @@ fn plans_and_coefficients() {
                 assert!(data.len() >= 8);
             }
         },
-    );
+    )
 }
 
-#[test]
-fn ready_made_inputs() {
+#[cfg(feature = "runtime")]
+fn ready_made_inputs(folder: &Path) -> Target {
     let seeds = [
         fixture("layouts/feeds/npz/0.npz"),
         fixture("layouts/feeds/safetensors/0.safetensors"),
     ];
-    fuzz(
-        &Place::of("feeds"),
-        &seeds,
+    Target::new(
+        folder.join("input"),
+        seeds,
         &["'descr'", "(4294967296, 4294967296)", "|O", ".npy"],
         |path, _| {
             if let Ok(feed) = Feed::read(path) {
                 assert_eq!(feed.input_ids.len(), feed.answer_mask.len());
             }
         },
-    );
+    )
 }
 
-#[test]
-fn json_trees() {
+fn json_trees(folder: &Path) -> Target {
     let seeds = [
         "config.json",
         "tokenizer_config.json",
         "preprocessor_config.json",
     ]
     .map(|name| fixture(&format!("oracle/qwen2_vl/model/{name}")));
-    let words = [
+    const WORDS: &[&str] = &[
         "[",
         "]",
         "{",
@@ -348,7 +294,7 @@ fn json_trees() {
         "\\ud800",
         "0,0,0,0,0,0",
     ];
-    fuzz(&Place::of("json"), &seeds, &words, |_, data| {
+    Target::new(folder.join("input"), seeds, WORDS, |_, data| {
         let ours = json::read_tree(data);
         let theirs = serde_json::from_slice::<serde_json::Value>(data);
         match (&ours, &theirs) {
@@ -363,15 +309,14 @@ fn json_trees() {
             }
             (Err(_), Err(_)) => {}
         }
-    });
+    })
 }
 
-#[test]
-fn model_folders() {
-    let place = Place::of("folders").named("config.json");
-    fs::create_dir_all(place.folder.join("onnx")).unwrap();
+#[cfg(feature = "runtime")]
+fn model_folders(folder: &Path) -> Target {
+    fs::create_dir_all(folder.join("onnx")).unwrap();
     let model = fixture("oracle/qwen2_vl/model/onnx/embed_tokens.onnx");
-    fs::write(place.folder.join("onnx/embed_tokens.onnx"), model).unwrap();
+    fs::write(folder.join("onnx/embed_tokens.onnx"), model).unwrap();
     let seeds = [
         "oracle/qwen2_vl",
         "oracle/llava",
@@ -380,27 +325,27 @@ fn model_folders() {
         "families/idefics3",
     ]
     .map(|family| fixture(&format!("{family}/model/config.json")));
-    let folder = place.folder.clone();
-    fuzz(
-        &place,
-        &seeds,
+    let models = folder.to_owned();
+    Target::new(
+        folder.join("config.json"),
+        seeds,
         &["text_config", "-1", "1e308", "null", "99999999999"],
-        |_, _| {
-            let _ = Bundle::open(&folder);
-            let _ = kvw::preprocess::open_family(&folder).map(drop);
+        move |_, _| {
+            let _ = Bundle::open(&models);
+            let _ = kvw::preprocess::open_family(&models).map(drop);
         },
-    );
+    )
 }
 
-#[test]
-fn tokenizers() {
+#[cfg(feature = "runtime")]
+fn tokenizers(folder: &Path) -> Target {
     let seeds = [
         fixture("oracle/qwen2_vl/model/tokenizer.json"),
         fixture("families/gemma3/model/tokenizer.json"),
     ];
-    fuzz(
-        &Place::of("tokenizer"),
-        &seeds,
+    Target::new(
+        folder.join("input"),
+        seeds,
         &[
             "\"Regex\":\"(a+)+$\"",
             "\"merges\":[[\"\",\"\"]]",
@@ -415,13 +360,12 @@ fn tokenizers() {
                 }
             }
         },
-    );
+    )
 }
 
-#[test]
-fn chat_templates() {
-    let place = Place::of("template").named("chat_template.jinja");
-    fs::write(place.folder.join("config.json"), r#"{"model_type": "x"}"#).unwrap();
+#[cfg(feature = "runtime")]
+fn chat_templates(folder: &Path) -> Target {
+    fs::write(folder.join("config.json"), r#"{"model_type": "x"}"#).unwrap();
     let seeds = [
         "oracle/qwen2_vl",
         "oracle/llava",
@@ -429,8 +373,8 @@ fn chat_templates() {
         "families/smolvlm",
     ]
     .map(|family| fixture(&format!("{family}/model/chat_template.jinja")));
-    let model = ModelDir::open(&place.folder).unwrap();
-    let words = [
+    let model = ModelDir::open(folder).unwrap();
+    const WORDS: &[&str] = &[
         "{{",
         "}}",
         "{%",
@@ -447,18 +391,23 @@ fn chat_templates() {
         "{% set ",
     ];
     let messages = serde_json::json!([{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "q"}]}]);
-    fuzz(&place, &seeds, &words, |_, _| {
-        if let Ok(template) = ChatTemplate::open(&model)
-            && let Ok(text) = template.render(&messages, true)
-        {
-            // 64 bytes a unit of fuel.
-            assert!(text.len() as u64 <= 64 * limits::TEMPLATE_FUEL + limits::TEMPLATE_BYTES);
-        }
-    });
+    Target::new(
+        folder.join("chat_template.jinja"),
+        seeds,
+        WORDS,
+        move |_, _| {
+            if let Ok(template) = ChatTemplate::open(&model)
+                && let Ok(text) = template.render(&messages, true)
+            {
+                // 64 bytes a unit of fuel.
+                assert!(text.len() as u64 <= 64 * limits::TEMPLATE_FUEL + limits::TEMPLATE_BYTES);
+            }
+        },
+    )
 }
 
-#[test]
-fn pictures() {
+#[cfg(feature = "runtime")]
+fn pictures(folder: &Path) -> Target {
     let seeds = [
         "progressive.jpg",
         "subsampled.jpg",
@@ -472,28 +421,27 @@ fn pictures() {
         "xmp_6.png",
     ]
     .map(|name| fixture(&format!("processor/qwen2_vl/images/{name}")));
-    fuzz(
-        &Place::of("picture"),
-        &seeds,
+    Target::new(
+        folder.join("input"),
+        seeds,
         &["IHDR", "IDAT", "Exif", "VP8X"],
         |path, data| {
             if let Ok(pixels) = image::decode_rgb(path, data) {
                 assert!(pixels.len() as u64 <= 3 * limits::IMAGE_PIXELS);
             }
         },
-    );
+    )
 }
 
-#[test]
-fn jsonl() {
-    let place = Place::of("jsonl").named("data.jsonl");
+#[cfg(feature = "runtime")]
+fn jsonl(folder: &Path) -> Target {
     let image = fixtures("oracle/data/images/p000_0.png");
     let seed = format!(
         "{{\"image\": {image:?}, \"question\": \"q\", \"answer\": \"a b\", \"name\": \"a\", \"facts\": {{\"job\": \"b\"}}, \"options\": [\"x\", \"y\"], \"correct\": 1}}\n"
     );
-    fuzz(
-        &place,
-        &[seed.into_bytes(), fixture("oracle/data/retain.jsonl")],
+    Target::new(
+        folder.join("data.jsonl"),
+        [seed.into_bytes(), fixture("oracle/data/retain.jsonl")],
         &["\n", "null", "[]", "{}", "\"id\": 1,", "/dev/zero"],
         |path, _| {
             if let Ok(data) = dataset::read_jsonl(path) {
@@ -504,22 +452,21 @@ fn jsonl() {
                 );
             }
         },
-    );
+    )
 }
 
-#[test]
-fn parquet_tables() {
-    let place = Place::of("parquet").named("train.parquet");
+#[cfg(feature = "runtime")]
+fn parquet_tables(folder: &Path) -> Target {
     let seeds = ["benchmarks/clear/forget05/train-00000-of-00002.parquet"].map(fixture);
-    fuzz(&place, &seeds, &["PAR1"], |path, _| {
+    Target::new(folder.join("train.parquet"), seeds, &["PAR1"], |path, _| {
         let address = format!("clear:{}", path.display());
         let _ = dataset::read(Path::new(&address), &ReadOptions { max_bad_rows: 9 });
-    });
+    })
 }
 
-#[test]
-fn policies() {
-    let words = [
+#[cfg(feature = "runtime")]
+fn policies(folder: &Path) -> Target {
+    const WORDS: &[&str] = &[
         "[[",
         "]]",
         "= nan",
@@ -528,36 +475,52 @@ fn policies() {
         "'''",
         "a.a.a.a = ",
     ];
-    fuzz(
-        &Place::of("policy"),
-        &[fixture("demo/policy.toml")],
-        &words,
+    Target::new(
+        folder.join("input"),
+        [fixture("demo/policy.toml")],
+        WORDS,
         |path, data| {
             let _ = Policy::read(path);
             if let Ok(text) = std::str::from_utf8(data) {
                 let _ = Policy::parse("policy.toml", text);
             }
         },
-    );
+    )
 }
 
-#[test]
-fn evaluations_sweeps_and_receipts() {
-    // The head of a large evaluation has every kind of thing in it; a whole one is too slow to damage often.
+/// A JSON file with at most the first two items of every list: the rest are more of the same, and slow.
+#[cfg(feature = "runtime")]
+fn shortened(json: &[u8]) -> Vec<u8> {
+    fn shorten(value: &mut serde_json::Value) {
+        match value {
+            serde_json::Value::Array(items) => {
+                items.truncate(2);
+                items.iter_mut().for_each(shorten);
+            }
+            serde_json::Value::Object(members) => members.values_mut().for_each(shorten),
+            _ => {}
+        }
+    }
+    let mut value = serde_json::from_slice(json).unwrap();
+    shorten(&mut value);
+    serde_json::to_vec(&value).unwrap()
+}
+
+#[cfg(feature = "runtime")]
+fn evaluations_sweeps_and_receipts(folder: &Path) -> Target {
     let seeds = [
-        fixture("demo/reference/sweep.json"),
-        fixture("demo/retrained.evaluation.json"),
+        shortened(&fixture("demo/reference/sweep.json")),
+        shortened(&fixture("demo/retrained.evaluation.json")),
     ];
-    let words = ["null", "[]", "{}", "-1", "1e308", "\"schema_version\": 99,"];
-    fuzz(&Place::of("evaluation"), &seeds, &words, |path, _| {
+    const WORDS: &[&str] = &["null", "[]", "{}", "-1", "1e308", "\"schema_version\": 99,"];
+    Target::new(folder.join("input"), seeds, WORDS, |path, _| {
         let _ = Evidence::read(path);
         let _ = Sweep::read(path);
         let _ = Receipt::read(path);
-    });
+    })
 }
 
-#[test]
-fn signatures_sums_and_keys() {
+fn signatures_sums_and_keys(folder: &Path) -> Target {
     let key = "-----BEGIN PUBLIC KEY-----\nMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEp6h3pEYkVlTNAsCfhwyP9c5Cy5rk\nGBVvPmMZCGbHDpIn4r0Tb1c4sTQH7HRM1uvM5ODIXTVPpXGx6WoJIxkpNQ==\n-----END PUBLIC KEY-----\n";
     let signature = r#"{"mediaType":"application/vnd.dev.sigstore.bundle.v0.3+json","verificationMaterial":{"publicKey":{"hint":"x"},"tlogEntries":[]},"dsseEnvelope":{"payload":"e30=","payloadType":"application/vnd.in-toto+json","signatures":[{"sig":"AAAA","keyid":""}]}}"#;
     let line = format!(
@@ -566,9 +529,9 @@ fn signatures_sums_and_keys() {
         "0".repeat(64)
     );
     let seeds = [key, signature, &line].map(|seed| seed.as_bytes().to_vec());
-    fuzz(
-        &Place::of("signature"),
-        &seeds,
+    Target::new(
+        folder.join("input"),
+        seeds,
         &["../", "e30=", "\n", "-----END", "\"a\":1,"],
         |path, data| {
             let _ = model_signing::read(path);
@@ -578,7 +541,7 @@ fn signatures_sums_and_keys() {
                 let _ = sums::decode(path, text);
             }
         },
-    );
+    )
 }
 
 /// A journal with the digest that its bytes ask for: else every damaged one ends at the digest.
@@ -604,16 +567,14 @@ fn sealed(mut journal: Vec<u8>) -> Vec<u8> {
     journal
 }
 
-#[test]
-fn journals() {
+fn journals(folder: &Path) -> Target {
     use kvw::files::journal::{self, Index, Journal, JournalFile, JournalWriter, Range};
     use kvw::files::{FolderLock, Sha256};
-    let place = Place::of("journal");
-    let folder = place.folder.join("model");
+    let secret = folder.join("secret");
+    let folder = folder.join("model");
     fs::create_dir_all(&folder).unwrap();
-    let place = place.named(&format!("model/{}", journal::JOURNAL));
-    let _ = fs::remove_file(&place.input);
-    let (secret, model) = (place.folder.join("secret"), folder.join("a.bin"));
+    let (input, model) = (folder.join(journal::JOURNAL), folder.join("a.bin"));
+    let _ = fs::remove_file(&input);
     let (old, new) = ([1; 700], [2; 700]);
     fs::write(&secret, old).unwrap();
     fs::write(&model, old).unwrap();
@@ -644,8 +605,8 @@ fn journals() {
     index.set("model.sig", None);
     writer.finish(&index).unwrap();
     staged.commit().unwrap();
-    let seed = fs::read(&place.input).unwrap();
-    let words = [
+    let seed = fs::read(&input).unwrap();
+    const WORDS: &[&str] = &[
         "../secret",
         "up",
         "/etc/passwd",
@@ -654,7 +615,7 @@ fn journals() {
         "18446744073709551615",
         "kvw.json",
     ];
-    fuzz(&place, &[seed], &words, |path, data| {
+    Target::new(input, [seed], WORDS, move |path, data| {
         for journal in [data.to_vec(), sealed(data.to_vec())] {
             fs::write(&model, old).unwrap();
             fs::write(path, journal).unwrap();
@@ -665,5 +626,5 @@ fn journals() {
             assert_eq!(now.len(), old.len());
             assert!(rolled.is_ok() || now == old, "{rolled:?}: half a patch");
         }
-    });
+    })
 }
