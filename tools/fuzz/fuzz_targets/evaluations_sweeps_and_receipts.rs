@@ -1,0 +1,3 @@
+#![no_main]
+
+kvw_fuzz::target!("evaluations_sweeps_and_receipts");

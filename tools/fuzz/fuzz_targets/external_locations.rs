@@ -1,0 +1,3 @@
+#![no_main]
+
+kvw_fuzz::target!("external_locations");

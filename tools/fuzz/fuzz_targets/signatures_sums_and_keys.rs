@@ -1,0 +1,3 @@
+#![no_main]
+
+kvw_fuzz::target!("signatures_sums_and_keys");
