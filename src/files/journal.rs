@@ -180,7 +180,9 @@ pub fn begin(folder: &Path, _lock: &FolderLock) -> Result<StagedFile, Error> {
 pub struct Journal {
     file: File,
     path: PathBuf,
-    index: Index,
+    files: Vec<JournalFile>,
+    /// The small files and what they shall hold; `None`: they are removed.
+    whole: Vec<(String, Option<Vec<u8>>)>,
     records: Vec<Record>,
 }
 
@@ -246,10 +248,17 @@ impl Journal {
         read(index_at, &mut index_bytes)?;
         let index: Index = json::read_format(&index_bytes)
             .map_err(|error| damaged(format!("an index that is none: {error}")))?;
-        for name in index.whole.keys() {
+        let mut whole = Vec::new();
+        for (name, content) in &index.whole {
             if name != RECEIPT && !VOUCHERS.contains(&name.as_str()) {
                 return Err(damaged(format!("'{name}' to be replaced")));
             }
+            // Now: what is found when it is written would leave the ranges changed and this file as it was.
+            let content = content.as_ref().map(|content| STANDARD.decode(content));
+            let content = content
+                .transpose()
+                .map_err(|error| damaged(format!("'{name}' that is no base64: {error}")))?;
+            whole.push((name.clone(), content));
         }
         let mut hasher = Sha256Hasher::default();
         hasher.update(MAGIC);
@@ -297,7 +306,8 @@ impl Journal {
             true => Ok(Journal {
                 file,
                 path: path.to_owned(),
-                index,
+                files: index.files,
+                whole,
                 records,
             }),
             false => Err(damaged("other bytes than were written".to_owned())),
@@ -311,7 +321,7 @@ impl Journal {
 
     /// The files whose bytes change.
     pub fn files(&self) -> &[JournalFile] {
-        &self.index.files
+        &self.files
     }
 
     /// Opens the files of `folder` that the journal is about.
@@ -334,7 +344,7 @@ impl Journal {
                 }),
             }
         };
-        let files = self.index.files.iter().map(open);
+        let files = self.files.iter().map(open);
         Ok(Targets {
             folder: folder.to_owned(),
             files: files.collect::<Result<_, _>>()?,
@@ -367,7 +377,7 @@ impl Journal {
     }
 
     fn foreign(&self, record: &Record, offset: u64, targets: &Targets) -> Error {
-        let file = self.index.files.get(record.range.file);
+        let file = self.files.get(record.range.file);
         Error::Neither {
             path: targets
                 .folder
@@ -506,16 +516,10 @@ impl Journal {
 
     /// Replaces and removes the small files.
     fn finish(&self, folder: &Path) -> Result<(), Error> {
-        for (name, content) in &self.index.whole {
+        for (name, content) in &self.whole {
             let path = folder.join(name);
             match content {
-                Some(content) => {
-                    let bytes = STANDARD.decode(content).map_err(|error| Error::Journal {
-                        path: self.path.clone(),
-                        found: format!("'{name}' that is no base64: {error}"),
-                    })?;
-                    write_atomic(&path, true, |file| file.write_all(&bytes))?;
-                }
+                Some(bytes) => write_atomic(&path, true, |file| file.write_all(bytes))?,
                 None => remove_if_there(&path)?,
             }
         }
@@ -927,6 +931,26 @@ mod tests {
         fs::write(&path, &bytes).unwrap();
         let error = roll_forward(case.folder(), &lock).unwrap_err();
         assert!(matches!(error, Error::Journal { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_journal_whose_small_files_cannot_be_written_changes_no_range() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("journal");
+        // 'e15=': bits are set that no byte has.
+        for content in ["e15=", "e", "{}"] {
+            let mut file = StagedFile::create(&path, true).unwrap();
+            let writer = JournalWriter::begin(&mut file).unwrap();
+            let whole = [("kvw.json".to_owned(), Some(content.to_owned()))];
+            let index = Index {
+                files: Vec::new(),
+                whole: whole.into(),
+            };
+            writer.finish(&index).unwrap();
+            file.commit().unwrap();
+            let error = Journal::open(&path).unwrap_err();
+            assert!(error.to_string().contains("kvw.json"), "{error}");
+        }
     }
 
     #[test]
