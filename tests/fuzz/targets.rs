@@ -31,6 +31,12 @@ use kvw::kvw::{load_coefficients, load_part, load_plan, save_coefficients, save_
 use kvw::onnx::{Limits, ModelFile, Storage, tensors};
 use kvw::provenance::{key::PrivateKey, key::PublicKey, model_signing, sums};
 
+/// Reads an input: the path where it lies, and its bytes. Panics where a promise does not hold.
+type Read = dyn Fn(&Path, &[u8]);
+
+/// Makes a target ready in a folder.
+type Open = fn(&Path) -> Target;
+
 /// A reader, ready to be tried.
 pub(crate) struct Target {
     /// Good inputs, and those that once failed (`fixtures/fuzz/NAME`).
@@ -39,8 +45,8 @@ pub(crate) struct Target {
     pub(crate) words: &'static [&'static str],
     /// Where an input must lie when it is read.
     pub(crate) input: PathBuf,
-    /// Reads an input: the path where it lies, and its bytes. Panics where a promise does not hold.
-    pub(crate) read: Box<dyn Fn(&Path, &[u8])>,
+    /// What is tried.
+    pub(crate) read: Box<Read>,
 }
 
 impl Target {
@@ -60,7 +66,7 @@ impl Target {
 }
 
 /// The targets by name, each with what makes it ready in a folder.
-pub(crate) const TARGETS: &[(&str, fn(&Path) -> Target)] = &[
+pub(crate) const TARGETS: &[(&str, Open)] = &[
     ("onnx_files", onnx_files),
     ("external_locations", external_locations),
     ("plans_and_coefficients", plans_and_coefficients),
