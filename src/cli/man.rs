@@ -2,12 +2,13 @@
 
 use std::path::PathBuf;
 
-use anyhow::Context;
+use anyhow::Context as _;
 use clap::{Args, CommandFactory};
 
 use super::outcome::Outcome;
 use super::printer::Printer;
 use super::verbs::Cli;
+use crate::files::write_atomic;
 
 /// Write the manual pages, one for each verb, into a folder
 ///
@@ -21,9 +22,18 @@ pub(super) struct Man {
 
 impl Man {
     pub(super) fn run(&self, printer: &Printer) -> anyhow::Result<Outcome> {
-        let failed = || format!("{}: cannot write manual pages", self.folder.display());
-        std::fs::create_dir_all(&self.folder).with_context(failed)?;
-        clap_mangen::generate_to(Cli::command(), &self.folder).with_context(failed)?;
+        std::fs::create_dir_all(&self.folder)
+            .with_context(|| format!("{}: cannot write manual pages", self.folder.display()))?;
+        let mut program = Cli::command().disable_help_subcommand(true);
+        program.build();
+        let verbs = program.get_subcommands().filter(|verb| !verb.is_hide_set());
+        for command in [&program].into_iter().chain(verbs) {
+            let page = clap_mangen::Man::new(command.clone());
+            let mut text = Vec::new();
+            page.render(&mut text)?;
+            let path = self.folder.join(page.get_filename());
+            write_atomic(&path, true, |file| file.write_all(&text))?;
+        }
         printer.note(&format!("manual pages are in {}", self.folder.display()));
         Ok(Outcome::Done)
     }

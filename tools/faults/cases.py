@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import supervise
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ROOT / "fixtures" / "demo"
 SAMPLES = 2
+# As pinned in src/runtime/fetch.rs.
+WHEEL = "onnxruntime==1.32.0"
 
 
 @dataclass
@@ -29,6 +32,10 @@ class Case:
     recover: list = None
     # What is watched may be there in part before the command is run again: it says nothing of what is in it.
     piece_by_piece: bool = False
+    # The exit code without a fault.
+    done: int = 0
+    # Environment variables; values are paths in the case's folder where they begin with "./".
+    variables: dict = field(default_factory=dict)
 
 
 def cases():
@@ -98,6 +105,25 @@ def cases():
             ["probes.json"],
             ["model", "plan", "data"],
         ),
+        Case(
+            "unlearn",
+            ["unlearn", "model"] + data + gamma + short + ["--eval-limit", "1", "-o", "new", "--plan", "new-plan", "--force"],
+            ["new", "new.evaluation.json", "new-plan"],
+            ["model", "data"],
+            piece_by_piece=True,
+        ),
+        Case("man", ["man", "pages"], ["pages"], piece_by_piece=True),
+        # Its own part: the folder with data and model. What comes then, `unlearn` and `report` do; the missing library stops it.
+        Case("demo", ["demo", "--output", "demo", "--ort-lib", "none"], ["demo"], done=2),
+        # Fetches the wheel from a folder, not from the network.
+        Case(
+            "runtime --install",
+            ["runtime", "--install", "cpu"],
+            ["cache"],
+            ["wheels"],
+            piece_by_piece=True,
+            variables={"KVW_CACHE_DIR": "./cache", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "./wheels"},
+        ),
     ]
 
 
@@ -128,6 +154,9 @@ class Store:
         self.run("apply", "patched", "--plan", "plan", "--in-place", "--undo-log", "undo")
         if pending:
             self.pending()
+        download = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", "3.12"]
+        download += ["--platform", "manylinux_2_28_x86_64", "--dest", self.folder / "wheels", WHEEL]
+        subprocess.run([sys.executable, "-m", *download], check=True)
         if shutil.which("openssl"):
             key = subprocess.run(
                 ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, capture_output=True
@@ -164,6 +193,7 @@ class Store:
                     shutil.copy2(found, folder / target)
 
 
-def environment():
+def environment(folder=Path("."), variables={}):
+    variables = {name: value.replace("./", f"{folder}/") for name, value in variables.items()}
     # One worker, so that calls come in the same order every time.
-    return {**os.environ, "RAYON_NUM_THREADS": "1"}
+    return {**os.environ, "RAYON_NUM_THREADS": "1", **variables}

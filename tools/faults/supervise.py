@@ -44,7 +44,11 @@ AT_FDCWD = -100
 
 
 def supported():
-    return sys.platform == "linux" and platform.machine() == "x86_64"
+    """Whether this is Linux on x86-64, and lets a program install such a filter."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    code, _, _ = run(["true"], "/", dict(os.environ), lambda path: False)
+    return code == 0
 
 
 # ---------------------------------------------------------------- the child
