@@ -154,9 +154,6 @@ class Store:
         self.run("apply", "patched", "--plan", "plan", "--in-place", "--undo-log", "undo")
         if pending:
             self.pending()
-        download = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", "3.12"]
-        download += ["--platform", "manylinux_2_28_x86_64", "--dest", self.folder / "wheels", WHEEL]
-        subprocess.run([sys.executable, "-m", *download], check=True)
         if shutil.which("openssl"):
             key = subprocess.run(
                 ["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout"], check=True, capture_output=True
@@ -180,8 +177,18 @@ class Store:
         supervise.run(command, self.folder, environment(), inside, kill)
         assert (folder / ".kvw-journal").exists(), "the patch is not pending"
 
+    def wheels(self):
+        """The folder with the wheel that is to be fetched; from the network the first time."""
+        folder = self.folder / "wheels"
+        if not folder.exists():
+            download = ["pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:", "--python-version", "3.12"]
+            download += ["--platform", "manylinux_2_28_x86_64", "--dest", folder, WHEEL]
+            subprocess.run([sys.executable, "-m", *download], check=True)
+
     def lay(self, case, folder):
         """Makes the folder that `case` starts from."""
+        if "wheels" in case.needs:
+            self.wheels()
         for need in case.needs:
             sources = {"data": ["forget.jsonl", "retain.jsonl"], "patched": ["patched", "undo"]}.get(need, [need])
             for source in sources:
