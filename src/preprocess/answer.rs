@@ -4,8 +4,8 @@
 //! The rule: the full rendering starts with what stands before an answer (the generation prompt, in
 //! nearly every template); what follows it starts with the answer (after whitespace that the template puts between); the span is the answer's bytes and no
 //! more, so an end-of-turn token does not count. A token counts if it covers a byte of the span.
-//! Whatever does not fit is an error that names the sample: the method's original code counts
-//! *every* token then.
+//! Whatever does not fit is an error that names the template or the tokenizer, and goes up with the
+//! sample's name: the method's original code counts *every* token then.
 
 #![warn(clippy::indexing_slicing)]
 
