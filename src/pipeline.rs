@@ -216,9 +216,7 @@ impl<'a> Model<'a> {
         moment: Moment,
         forwards: usize,
     ) -> Result<Decoder, Error> {
-        let layers = layers.into();
-        self.instrument_vision(layers, Outputs::ModelAndSums(moment), forwards)?;
-        self.decoder(layers, Outputs::Sums(moment), forwards)
+        self.measuring_as(layers.into(), Outputs::Sums(moment), moment, forwards)
     }
 
     /// As [`Model::measuring`], for one batch of 1 after the other of which many in a row are about the same
@@ -232,9 +230,23 @@ impl<'a> Model<'a> {
         moment: Moment,
         forwards: usize,
     ) -> Result<Decoder, Error> {
-        let layers = layers.into();
+        self.measuring_as(
+            layers.into(),
+            Outputs::SumsAndCache(moment),
+            moment,
+            forwards,
+        )
+    }
+
+    fn measuring_as(
+        &mut self,
+        layers: Layers,
+        outputs: Outputs,
+        moment: Moment,
+        forwards: usize,
+    ) -> Result<Decoder, Error> {
         self.instrument_vision(layers, Outputs::ModelAndSums(moment), forwards)?;
-        self.decoder(layers, Outputs::SumsAndCache(moment), forwards)
+        self.decoder(layers, outputs, forwards)
     }
 
     /// Encodes the pictures of `samples` and closes the vision encoder before the decoder is opened, where

@@ -280,6 +280,24 @@ fn a_prefix_that_samples_share_is_run_once_and_gives_the_sums_of_whole_prompts()
 }
 
 #[test]
+fn a_batch_of_several_does_not_end_the_sharing_of_prefixes() {
+    let samples = read_jsonl(&fixtures().join("demo/data/retain.jsonl")).unwrap();
+    let samples = asked_twice(&samples.samples[..2]);
+    let engine = engine(1);
+    let bundle = Bundle::open(&fixtures().join("demo/model")).unwrap();
+    let mut model = Model::open(&bundle, None, &engine, 1).unwrap();
+    let rule = KnowledgeVectorWeakening { gamma: 1.0 };
+    let mut decoder = model
+        .measuring_with_prefixes(LayerRange::All, Moment::Absolute, 1)
+        .unwrap();
+    for (batch_size, runs) in [(4, 0), (1, 2)] {
+        let collected = model.collect(&mut decoder, &rule, &samples, batch_size, |_| {});
+        collected.unwrap();
+        assert_eq!(decoder.prefix_runs(), Some(runs));
+    }
+}
+
+#[test]
 fn a_model_whose_prompts_cannot_be_divided_is_refused() {
     let samples = read_jsonl(&fixtures().join("demo/data/retain.jsonl")).unwrap();
     // Every token is given the mean of all of them: what stands in front sees what follows.

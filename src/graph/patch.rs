@@ -35,7 +35,7 @@ use crate::onnx::schema::{
     TensorShapeProto, TypeProto, ValueInfoProto, attribute_proto::AttributeType,
     tensor_shape_proto::Dimension, type_proto,
 };
-use crate::onnx::{DataType, List, ModelFile, Text};
+use crate::onnx::{DataType, List, ModelFile, Text, int_attribute};
 
 /// Name of the added input: float32 `[B, T]`, the weight of each position in the sums. For the
 /// method it is 1 where the next token belongs to the answer, else 0.
@@ -504,7 +504,7 @@ impl Patch {
             });
             sum
         };
-        sum.attribute.push(integer("keepdims", 0));
+        sum.attribute.push(int_attribute("keepdims", 0));
         sum
     }
 
@@ -676,17 +676,9 @@ pub(super) fn node(op_type: &str, inputs: &[&str], output: &str) -> NodeProto {
 
 pub(super) fn cast(input: &str, output: &str, to: DataType) -> NodeProto {
     let mut cast = node("Cast", &[input], output);
-    cast.attribute.push(integer("to", i64::from(to.code())));
+    cast.attribute
+        .push(int_attribute("to", i64::from(to.code())));
     cast
-}
-
-fn integer(name: &str, value: i64) -> AttributeProto {
-    AttributeProto {
-        name: Some(name.into()),
-        r#type: Some(AttributeType::Int as i32),
-        i: Some(value),
-        ..Default::default()
-    }
 }
 
 fn int64s(name: &str, values: &[i64]) -> TensorProto {

@@ -372,16 +372,9 @@ mod tests {
     use thin_vec::thin_vec;
 
     use super::super::schema::{self, ModelProto};
+    use super::super::wire::tests::field;
     use super::{Failure, Text, decode};
     use crate::limits::allowed_graph;
-
-    /// `field` of wire type 2 around `inner`.
-    fn field(number: u8, inner: &[u8]) -> Vec<u8> {
-        let mut out = vec![number << 3 | 2];
-        prost::encoding::encode_varint(inner.len() as u64, &mut out);
-        out.extend_from_slice(inner);
-        out
-    }
 
     fn is_too_large(bytes: Vec<u8>, budget: u64) -> bool {
         matches!(decode(bytes.into(), budget), Err(Failure::TooLarge))

@@ -234,7 +234,7 @@ impl Scanner<'_> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use prost::Message;
     use thin_vec::thin_vec;
 
@@ -242,7 +242,7 @@ mod tests {
     use super::{Fault, Limits, scan};
 
     /// `field` of wire type 2 around `inner`.
-    fn field(number: u8, inner: &[u8]) -> Vec<u8> {
+    pub(in crate::onnx) fn field(number: u8, inner: &[u8]) -> Vec<u8> {
         let mut out = vec![number << 3 | 2];
         prost::encoding::encode_varint(inner.len() as u64, &mut out);
         out.extend_from_slice(inner);

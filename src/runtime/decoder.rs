@@ -222,7 +222,9 @@ impl Decoder {
     }
 
     fn sums_of(&mut self, batch: &[&Embedded], gates: &Gates) -> Result<Sums, Error> {
-        if let ([sample], Some(mut prefixes)) = (batch, self.prefixes.take()) {
+        if let [sample] = batch
+            && let Some(mut prefixes) = self.prefixes.take()
+        {
             let sums = prefixes.sums(self, sample, gates);
             self.prefixes = Some(prefixes);
             return sums;
