@@ -169,7 +169,9 @@ impl Apply {
                 let log = self.undo_log.as_deref();
                 let (found, lock) = in_place::preflight(&bundle, &edits, log)?;
                 preflight = Some(found);
-                if !self.dry_run {
+                if self.dry_run {
+                    edits.check_bytes(&bundle)?;
+                } else {
                     let prepared =
                         in_place::prepare(&bundle, &edits, &lock, log, &options, &|_| {})?;
                     in_place::resume(&self.model, &lock)?;

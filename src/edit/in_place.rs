@@ -56,7 +56,8 @@ pub struct Preflight {
 ///
 /// # Errors
 /// [`Error::NotAFolder`], [`Error::GraphInPlace`]; a link, a file with two names, one that cannot be written to;
-/// another process that writes there; bytes that the plan was not made for; no room.
+/// another process that writes there; no room. Whether the bytes are those that the plan was made for [`prepare`] finds
+/// while it reads them, or [`EditPlan::check_bytes`].
 pub fn preflight(
     bundle: &Bundle,
     plan: &EditPlan,
@@ -82,7 +83,6 @@ pub fn preflight(
         journal::open_target(folder, &file.entry.relative)?;
         source(file.entry)?;
     }
-    plan.check_bytes(bundle)?;
     let changed_bytes = plan.bytes();
     let needed_bytes = changed_bytes.saturating_add(journal::ROOM);
     let mut here = needed_bytes;
@@ -207,6 +207,9 @@ struct Logs<'w> {
 /// Digests of every range, by file.
 type Digests = Vec<Vec<Sha256>>;
 
+/// Blocks of a range that are in memory at once, as they are and as they shall be.
+const TOGETHER: usize = 8;
+
 /// Scales every planned range into `logs`. Returns the digests of the ranges before and after; `None` where no byte
 /// changes.
 fn scaled(
@@ -222,17 +225,25 @@ fn scaled(
         for edit in &file.edits {
             let (mut old, mut new) = (Sha256Hasher::default(), Sha256Hasher::default());
             let blocks: Vec<ByteSpan> = blocks(edit.span).collect();
-            // As many blocks in memory as there are threads to scale them.
-            for some in blocks.chunks(rayon::current_num_threads().max(1)) {
+            for some in blocks.chunks(TOGETHER) {
                 let scaled = (some.par_iter())
                     .map(|block| ScaledBlock::of(edit, *block, &source))
                     .collect::<Result<Vec<_>, Error>>()?;
-                for block in scaled {
-                    old.update(&block.before);
-                    new.update(block.after.bytes());
-                    changed |= block.write(number, logs)?;
-                    meter.add(block.span.len);
-                }
+                let mut written = Ok(());
+                rayon::scope(|scope| {
+                    scope.spawn(|_| scaled.iter().for_each(|block| old.update(&block.before)));
+                    scope.spawn(|_| {
+                        scaled
+                            .iter()
+                            .for_each(|block| new.update(block.after.bytes()))
+                    });
+                    written = scaled.iter().try_for_each(|block| {
+                        changed |= block.write(number, logs)?;
+                        meter.add(block.span.len);
+                        Ok::<_, Error>(())
+                    });
+                });
+                written?;
             }
             let old = old.finish();
             edit.check(old)?;

@@ -353,25 +353,45 @@ impl Journal {
 
     /// Whether every range of `targets` holds what it held when the journal was written, or what it shall hold, and
     /// the journal's own bytes are those that were written. A torn range is told from a foreign one by the window's file.
+    /// Returns which ranges are still to be written.
     ///
     /// # Errors
     /// [`Error::Neither`] with the first range that holds something else.
-    pub fn check(&self, targets: &Targets) -> Result<(), Error> {
-        let mut first = 0;
+    fn check(&self, targets: &Targets) -> Result<Vec<State>, Error> {
+        let (mut all, mut first) = (Vec::with_capacity(self.records.len()), 0);
         for window in self.windows() {
+            let states = self.states(window, targets)?;
+            let pending = window.par_iter().zip(&states);
             // A journal whose own bytes were damaged since must not be found out half way through.
-            (window.par_iter()).try_for_each(|record| match self.state(record, targets)? {
-                State::New => Ok(()),
-                State::Old | State::Neither => self.new_bytes(record).map(drop),
-            })?;
-            for record in self.neither(window, targets)? {
-                let kept = Window::read(&targets.folder, first)?;
-                let at = self.torn(&record, window, targets, kept.as_ref())?;
-                if let Some(offset) = at {
-                    return Err(self.foreign(&record, offset, targets));
-                }
-            }
+            (pending.filter(|(_, state)| **state != State::New))
+                .try_for_each_init(Vec::new, |bytes, (record, _)| self.new_bytes(record, bytes))?;
+            self.check_torn(first, window, &states, targets)?;
             first += window.len();
+            all.extend(states);
+        }
+        Ok(all)
+    }
+
+    /// Whether each range of `window`, whose first record is number `first`, that is neither old nor new was torn by
+    /// a write that was under way.
+    fn check_torn(
+        &self,
+        first: usize,
+        window: &[Record],
+        states: &[State],
+        targets: &Targets,
+    ) -> Result<(), Error> {
+        if !states.contains(&State::Neither) {
+            return Ok(());
+        }
+        let kept = Window::read(&targets.folder, first)?;
+        for (record, state) in window.iter().zip(states) {
+            if *state != State::Neither {
+                continue;
+            }
+            if let Some(offset) = self.torn(record, window, targets, kept.as_ref())? {
+                return Err(self.foreign(record, offset, targets));
+            }
         }
         Ok(())
     }
@@ -402,8 +422,15 @@ impl Journal {
         })
     }
 
-    fn state(&self, record: &Record, targets: &Targets) -> Result<State, Error> {
-        let found = Sha256::of_bytes(&targets.read(record)?);
+    /// What a range holds, read into `bytes`.
+    fn state(
+        &self,
+        record: &Record,
+        targets: &Targets,
+        bytes: &mut Vec<u8>,
+    ) -> Result<State, Error> {
+        targets.read(record, bytes)?;
+        let found = Sha256::of_bytes(bytes);
         Ok(match found {
             found if found == record.range.new => State::New,
             found if found == record.range.old => State::Old,
@@ -411,28 +438,29 @@ impl Journal {
         })
     }
 
-    fn neither(&self, window: &[Record], targets: &Targets) -> Result<Vec<Record>, Error> {
-        let states = (window.par_iter())
-            .map(|record| self.state(record, targets))
-            .collect::<Result<Vec<_>, Error>>()?;
-        let found = window.iter().zip(states);
-        Ok(found
-            .filter(|(_, state)| *state == State::Neither)
-            .map(|(record, _)| *record)
-            .collect())
+    /// What each range of `window` holds.
+    fn states(&self, window: &[Record], targets: &Targets) -> Result<Vec<State>, Error> {
+        (window.par_iter())
+            .map_init(Vec::new, |bytes, record| self.state(record, targets, bytes))
+            .collect()
     }
 
-    /// The new bytes of a record.
-    fn new_bytes(&self, record: &Record) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; usize::try_from(record.len).unwrap_or(usize::MAX)];
-        (self.file.read_exact_at(&mut bytes, record.at)).map_err(Error::io("read", &self.path))?;
-        match Sha256::of_bytes(&bytes) == record.range.new {
-            true => Ok(bytes),
+    /// The new bytes of a record, which must be those that were written, into `bytes`.
+    fn new_bytes(&self, record: &Record, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        self.read(record, bytes)?;
+        match Sha256::of_bytes(bytes) == record.range.new {
+            true => Ok(()),
             false => Err(Error::Journal {
                 path: self.path.clone(),
                 found: format!("other bytes than were written, at {}", record.at),
             }),
         }
+    }
+
+    /// The same, as they are.
+    fn read(&self, record: &Record, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        bytes.resize(usize::try_from(record.len).unwrap_or(usize::MAX), 0);
+        (self.file.read_exact_at(bytes, record.at)).map_err(Error::io("read", &self.path))
     }
 
     /// Whether each sector of `record` is old or new; otherwise the offset of the first that is neither.
@@ -446,7 +474,9 @@ impl Journal {
         let Some(old) = kept.and_then(|kept| kept.of(window, record)) else {
             return Ok(Some(record.range.offset));
         };
-        let (found, new) = (targets.read(record)?, self.new_bytes(record)?);
+        let (mut found, mut new) = (Vec::new(), Vec::new());
+        targets.read(record, &mut found)?;
+        self.new_bytes(record, &mut new)?;
         let (offset, len) = (record.range.offset, record.len);
         let each = sectors(offset, len).zip(old);
         for ((start, end), old) in each {
@@ -459,39 +489,30 @@ impl Journal {
         Ok(None)
     }
 
-    /// Writes every range that is not new yet.
-    fn redo(&self, targets: &Targets) -> Result<(), Error> {
-        let mut first = 0;
+    /// Writes every range that is not new yet, by the `states` that [`Journal::check`] found.
+    fn redo(&self, states: &[State], targets: &Targets) -> Result<(), Error> {
+        let (mut first, mut rest) = (0, states);
         for window in self.windows() {
             let number = first;
             first += window.len();
-            let states = (window.par_iter())
-                .map(|record| self.state(record, targets))
-                .collect::<Result<Vec<_>, Error>>()?;
+            let (states, after) = rest.split_at_checked(window.len()).unwrap_or_default();
+            rest = after;
             if states.iter().all(|state| *state == State::New) {
                 continue;
             }
-            if states.contains(&State::Neither) {
-                // Torn, so its window's file is there, and must stay as it is.
-                let kept = Window::read(&targets.folder, number)?;
-                for (record, _) in
-                    (window.iter().zip(&states)).filter(|(_, s)| **s == State::Neither)
-                {
-                    if let Some(offset) = self.torn(record, window, targets, kept.as_ref())? {
-                        return Err(self.foreign(record, offset, targets));
-                    }
-                }
-            } else {
+            // A torn range's window's file is there, and must stay as it is.
+            if !states.contains(&State::Neither) {
                 Window::write(targets, window, number)?;
             }
-            let pending: Vec<_> = (window.iter().zip(&states))
+            let pending: Vec<_> = (window.iter().zip(states))
                 .filter(|(_, state)| **state != State::New)
                 .map(|(record, _)| record)
                 .collect();
+            let mut bytes = Vec::new();
             for record in &pending {
-                targets
-                    .of(record)?
-                    .write_at(record.range.offset, &self.new_bytes(record)?)?;
+                // Checked before the first write, and once more when the range is read back.
+                self.read(record, &mut bytes)?;
+                (targets.of(record)?).write_at(record.range.offset, &bytes)?;
             }
             let mut files: Vec<_> = pending.iter().map(|record| record.range.file).collect();
             files.dedup();
@@ -506,12 +527,12 @@ impl Journal {
 
     /// Reads every range back.
     fn verify(&self, targets: &Targets) -> Result<(), Error> {
-        self.records
-            .par_iter()
-            .try_for_each(|record| match self.state(record, targets)? {
+        (self.records.par_iter()).try_for_each_init(Vec::new, |bytes, record| {
+            match self.state(record, targets, bytes)? {
                 State::New => Ok(()),
                 _ => Err(self.foreign(record, record.range.offset, targets)),
-            })
+            }
+        })
     }
 
     /// Replaces and removes the small files.
@@ -556,10 +577,9 @@ impl Targets {
             })
     }
 
-    fn read(&self, record: &Record) -> Result<Vec<u8>, Error> {
-        let mut bytes = vec![0; usize::try_from(record.len).unwrap_or(usize::MAX)];
-        self.of(record)?.read_at(record.range.offset, &mut bytes)?;
-        Ok(bytes)
+    fn read(&self, record: &Record, bytes: &mut Vec<u8>) -> Result<(), Error> {
+        bytes.resize(usize::try_from(record.len).unwrap_or(usize::MAX), 0);
+        self.of(record)?.read_at(record.range.offset, bytes)
     }
 }
 
@@ -594,8 +614,8 @@ impl Window {
     /// Keeps what the ranges of `window` hold.
     fn write(targets: &Targets, window: &[Record], number: usize) -> Result<(), Error> {
         let digests = (window.par_iter())
-            .map(|record| {
-                let bytes = targets.read(record)?;
+            .map_init(Vec::new, |bytes, record| {
+                targets.read(record, bytes)?;
                 let sectors = sectors(record.range.offset, record.len);
                 let digests = sectors.filter_map(|(start, end)| bytes.get(start..end));
                 Ok(digests.flat_map(short_digest).collect::<Vec<u8>>())
@@ -700,8 +720,8 @@ pub fn roll_forward(folder: &Path, _lock: &FolderLock) -> Result<Option<RolledFo
     let path = folder.join(JOURNAL);
     let journal = Journal::open(&path)?;
     let targets = journal.targets(folder)?;
-    journal.check(&targets)?;
-    journal.redo(&targets)?;
+    let states = journal.check(&targets)?;
+    journal.redo(&states, &targets)?;
     journal.verify(&targets)?;
     journal.finish(folder)?;
     remove_if_there(&folder.join(WINDOW))?;

@@ -3,12 +3,12 @@
     python tools/bench/growth.py FOLDER KVW [growth memory edit]
 
 FOLDER takes the models (`make_model.py --sparse`: zero weights that take no room on the disk; a product of zeros takes as long as any
-other). Samples are ready-made inputs (`--feeds`), so nothing but the decoder is measured. One thread.
+other; for `edit` random ones). Samples are ready-made inputs (`--feeds`), so nothing but the decoder is measured. One thread.
 
 growth    seconds a sample: the difference of a run of six and a run of two samples, so that opening and digests drop out;
           operations by the count of `tools/scale/cost.py`, and operations a second, which should be one number for all rows
 memory    7 B parameters in float16 (15 GB) on this machine, one sample of 32 tokens; and a session of 2 GB, float32
-edit      `kvw apply` and `kvw diff` of a float16 model of 8 GB: peak of resident memory (needs 8 GB of room for the output)
+edit      `kvw apply` and `kvw diff` of a float16 model of 16 GB, every layer weakened: peak of resident memory (needs 33 GB of room)
 """
 
 import argparse
@@ -34,9 +34,9 @@ SMALL = lambda layers: Decoder(layers, 896, 4864, 128)  # noqa: E731
 LARGE = lambda layers: Decoder(layers, 3584, 18944, 512)  # noqa: E731
 
 
-def model(folder, name, *options):
+def model(folder, name, *options, weights=("--sparse",)):
     if not (folder / name / "config.json").exists():
-        subprocess.run([sys.executable, MAKE, folder / name, "--sparse", *options], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([sys.executable, MAKE, folder / name, *weights, *options], check=True, stdout=subprocess.DEVNULL)
     return folder / name
 
 
@@ -130,13 +130,13 @@ def random_plan(coefficients, path):
 
 
 def edit(folder, kvw):
-    at = model(folder, "7b-8gb", "--size", "7b", "--float16", "--layers", "14")
+    at = model(folder, "16gb", "--size", "7b", "--float16", "--layers", "30", weights=())
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         scratch = Path(scratch)
         data, retain, plan, out = feeds(scratch, 16, 1), scratch / "kc", scratch / "plan", scratch / "out"
         assert Run(kvw, "collect", at, "--feeds", data, "-o", retain, "--device", "cpu").code == 0
         random_plan(retain, plan)
-        print("\n| 8 GB, float16 | seconds | peak of resident memory | its own |\n|---|---|---|---|")
+        print("\n| 16 GB, float16 | seconds | peak of resident memory | its own |\n|---|---|---|---|")
         for what, command, code in [("apply", ["apply", at, "--plan", plan, "-o", out], 0), ("diff", ["diff", at, out], None)]:
             run = Run(kvw, *command)
             assert code is None or run.code == code
