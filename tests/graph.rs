@@ -274,6 +274,46 @@ fn a_patch_can_be_read() {
 }
 
 #[test]
+fn only_rows_that_count_go_through_the_last_layer() {
+    let early = "kvw.layers.2.rows.early.some";
+    for name in MODELS {
+        for (outputs, expected) in [
+            (
+                Outputs::Sums(Moment::Absolute),
+                vec!["gate_proj", "up_proj"],
+            ),
+            (
+                Outputs::SumsAndCache(Moment::Absolute),
+                vec!["gate_proj", "up_proj"],
+            ),
+            // The features, or logits, are those of all rows.
+            (Outputs::ModelAndSums(Moment::Absolute), vec![]),
+        ] {
+            let (_, proto) = patched(name, outputs);
+            let graph = proto.graph.as_ref().unwrap();
+            let nodes = graph.node.iter();
+            let readers = nodes.filter(|node| node.input.iter().any(|input| input == early));
+            let modules = readers.filter_map(|node| node.name().rsplit('/').nth(1));
+            let modules: BTreeSet<&str> = modules.collect();
+            assert_eq!(modules, expected.iter().copied().collect(), "{name}");
+        }
+        // Without the last layer the one below is the last that is tapped.
+        let model = oracle_decoder(name);
+        let index = Index::new(model.graph());
+        let mlps = find(&index, Some(Tower::Language));
+        let below: Vec<&Mlp<'_>> = mlps.iter().filter(|mlp| mlp.layer == Some(1)).collect();
+        let patch = Patch::plan(&model, &below, Outputs::Sums(Moment::Absolute)).unwrap();
+        let proto = patch.apply(&model);
+        let mut nodes = proto.graph.as_ref().unwrap().node.iter();
+        assert!(nodes.any(|node| {
+            node.output
+                .iter()
+                .any(|o| o.contains("layers.1.rows.early"))
+        }));
+    }
+}
+
+#[test]
 fn a_patch_for_sums_keeps_nothing_that_the_sums_do_not_need() {
     for name in MODELS {
         let original = oracle_decoder(name);

@@ -61,7 +61,7 @@ pub(crate) fn run(model: &Path) -> Result<()> {
                 &format!("{how}: sums and gates"),
                 &times[1],
                 &times[0],
-                "bar 0.75",
+                "bar 0.65",
             );
         }
     }

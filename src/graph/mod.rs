@@ -14,6 +14,7 @@
 
 mod branch;
 mod bypass;
+mod early_rows;
 mod element_type;
 mod encoding;
 mod error;

@@ -16,7 +16,8 @@
 //! In: a model, the MLPs to tap, and which [`Outputs`] are wanted. Out: a [`Patch`], a list of added
 //! nodes, inputs and outputs. [`Patch::apply`] gives the patched model, without the nodes,
 //! initializers and inputs that its outputs do not need: for coefficients alone that drops the
-//! layers above the last tap, the final norm, `lm_head` and the key/value outputs.
+//! layers above the last tap, the final norm, `lm_head` and the key/value outputs, and of the last layer's
+//! MLP the rows that do not count (`early_rows`).
 //!
 //! Promises: the coefficient is read *before* the gate, so a gate never weighs itself; rows are
 //! gathered first and summed in float32, so float16 sums do not overflow; gates of 1 leave every
@@ -25,6 +26,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::branch::{self, Branch};
+use super::early_rows;
 use super::element_type;
 use super::index::{Index, NodeId, ScopeId};
 use super::rename::{names, rename};
@@ -277,8 +279,8 @@ impl Patch {
             added.extend([
                 node("Reshape", &[ANSWER_MASK, "kvw.flat"], "kvw.mask"),
                 node("NonZero", &["kvw.mask"], "kvw.rows.nonzero"),
-                node("Reshape", &["kvw.rows.nonzero", "kvw.flat"], "kvw.rows"),
-                node("Gather", &["kvw.mask", "kvw.rows"], "kvw.weights.flat"),
+                node("Reshape", &["kvw.rows.nonzero", "kvw.flat"], ROWS),
+                node("Gather", &["kvw.mask", ROWS], "kvw.weights.flat"),
                 node(
                     "Reshape",
                     &["kvw.weights.flat", "kvw.column"],
@@ -351,6 +353,9 @@ impl Patch {
             graph.output.append(&mut own);
         }
         drop_unneeded(graph);
+        if self.outputs.moment().is_some() {
+            early_rows::gather_early(graph, ROWS);
+        }
     }
 
     /// Adds what one place needs; returns the name of the gated activation.
@@ -381,11 +386,7 @@ impl Patch {
                         (name("all_rows"), "kvw.vision.weights")
                     }
                     false => {
-                        nodes.push(node(
-                            "Gather",
-                            &[&name("all_rows"), "kvw.rows"],
-                            &name("rows"),
-                        ));
+                        nodes.push(node("Gather", &[&name("all_rows"), ROWS], &name("rows")));
                         (name("rows"), "kvw.weights")
                     }
                 };
@@ -661,6 +662,9 @@ const NON_ZERO: i64 = 9;
 /// The first IR version in which an initializer need not be an input as well.
 const FREE_INITIALIZERS: i64 = 4;
 
+/// The positions that count: int64 `[rows]`, of the flattened `[B · T]`.
+const ROWS: &str = "kvw.rows";
+
 /// How the names of what is added begin.
 const RESERVED: &str = "kvw.";
 
@@ -681,7 +685,7 @@ pub(super) fn cast(input: &str, output: &str, to: DataType) -> NodeProto {
     cast
 }
 
-fn int64s(name: &str, values: &[i64]) -> TensorProto {
+pub(super) fn int64s(name: &str, values: &[i64]) -> TensorProto {
     TensorProto {
         name: Some(name.into()),
         data_type: Some(DataType::INT64.code()),
