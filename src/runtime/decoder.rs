@@ -253,34 +253,34 @@ impl Decoder {
             let mask = mask.map_err(|e| self.prompt.failed(e))?;
             inputs.push((ANSWER_MASK.to_owned(), mask));
         }
-        let model = self.prompt.model.clone();
-        let fail = |source| Error::Run {
-            model: model.clone(),
-            source,
-        };
-        let mut outputs = self.prompt.session.run(inputs).map_err(fail)?;
-        let mut sums = Sums {
-            weight,
-            ..Sums::default()
-        };
-        let output = |name: String| {
-            let value = outputs.get(name.as_str()).ok_or_else(|| Error::Interface {
-                model: model.clone(),
-                expected: name,
-                found: "no such output".into(),
-            })?;
-            Ok::<_, Error>(to_floats(value).map_err(fail)?.1)
-        };
-        for &(layer, _) in &self.layers {
-            sums.layers
-                .insert(layer, Array1::from(output(sum_name(layer))?));
-            if layer.tower() == Tower::Vision {
-                let weight = output(positions_name(layer))?.into_iter().map(f64::from);
-                sums.own_weights.insert(layer, weight.sum());
+        let (model, layers) = (self.prompt.model.clone(), &self.layers);
+        self.prompt.run(inputs, wanted, |mut outputs| {
+            let mut sums = Sums {
+                weight,
+                ..Sums::default()
+            };
+            let output = |name: String| {
+                let value = outputs.get(name.as_str()).ok_or_else(|| Error::Interface {
+                    model: model.clone(),
+                    expected: name,
+                    found: "no such output".into(),
+                })?;
+                let floats = to_floats(value).map_err(|source| Error::Run {
+                    model: model.clone(),
+                    source,
+                });
+                Ok::<_, Error>(floats?.1)
+            };
+            for &(layer, _) in layers {
+                sums.layers
+                    .insert(layer, Array1::from(output(sum_name(layer))?));
+                if layer.tower() == Tower::Vision {
+                    let weight = output(positions_name(layer))?.into_iter().map(f64::from);
+                    sums.own_weights.insert(layer, weight.sum());
+                }
             }
-        }
-        let values = take(&model, &mut outputs, wanted)?;
-        Ok((sums, values))
+            Ok((sums, take(&model, &mut outputs, wanted)?))
+        })
     }
 
     /// The raw hidden activations of one sample, by layer: float32 `[T, d_ff]`, before the gate. Needs
@@ -294,30 +294,27 @@ impl Decoder {
         gates: &Gates,
     ) -> Result<BTreeMap<LayerId, Array2<f32>>, Error> {
         let inputs = self.prompt_inputs(&[sample], gates, 0)?;
-        let model = self.prompt.model.clone();
-        let fail = |source| Error::Run {
-            model: model.clone(),
-            source,
-        };
-        let outputs = self.prompt.session.run(inputs).map_err(fail)?;
-        let mut layers = BTreeMap::new();
-        for &(layer, d_ff) in &self.layers {
-            let hidden = outputs
-                .get(hidden_name(layer))
-                .map(to_floats)
-                .transpose()
-                .map_err(fail)?;
-            let rows = hidden.and_then(|(_, data)| {
-                Array2::from_shape_vec((data.len().checked_div(d_ff)?, d_ff), data).ok()
-            });
-            let rows = rows.ok_or_else(|| Error::Interface {
-                model: model.clone(),
-                expected: format!("{} [B, T, {d_ff}]", hidden_name(layer)),
-                found: "another shape".into(),
-            })?;
-            layers.insert(layer, rows);
-        }
-        Ok(layers)
+        let (model, layers) = (self.prompt.model.clone(), &self.layers);
+        self.prompt.run(inputs, &[], |outputs| {
+            let mut read = BTreeMap::new();
+            for &(layer, d_ff) in layers {
+                let hidden = outputs.get(hidden_name(layer)).map(to_floats);
+                let hidden = hidden.transpose().map_err(|source| Error::Run {
+                    model: model.clone(),
+                    source,
+                })?;
+                let rows = hidden.and_then(|(_, data)| {
+                    Array2::from_shape_vec((data.len().checked_div(d_ff)?, d_ff), data).ok()
+                });
+                let rows = rows.ok_or_else(|| Error::Interface {
+                    model: model.clone(),
+                    expected: format!("{} [B, T, {d_ff}]", hidden_name(layer)),
+                    found: "another shape".into(),
+                })?;
+                read.insert(layer, rows);
+            }
+            Ok(read)
+        })
     }
 
     /// The logits of one sample: float32 `[T, vocabulary]`. Needs [`Outputs::Model`].
@@ -327,15 +324,10 @@ impl Decoder {
     pub fn logits(&mut self, sample: &Embedded, gates: &Gates) -> Result<Array2<f32>, Error> {
         let inputs = self.prompt_inputs(&[sample], gates, 0)?;
         let model = self.prompt.model.clone();
-        let outputs = self
-            .prompt
-            .session
-            .run(inputs)
-            .map_err(|source| Error::Run {
-                model: model.clone(),
-                source,
-            })?;
-        logits_of(&model, &outputs, &self.names, self.lm_head.as_mut(), None)
+        let (names, lm_head) = (&self.names, self.lm_head.as_mut());
+        self.prompt.run(inputs, &[], |outputs| {
+            logits_of(&model, &outputs, names, lm_head, None)
+        })
     }
 
     /// Whether [`Decoder::start`] takes `prompt` together with others of its length, and each is answered
@@ -503,13 +495,10 @@ fn run_last(
     wanted: Vec<Wanted>,
 ) -> Result<(Array2<f32>, Values), Error> {
     let model = part.model.clone();
-    let mut outputs = part.session.run(inputs).map_err(|source| Error::Run {
-        model: model.clone(),
-        source,
-    })?;
-    let last = logits_of(&model, &outputs, names, lm_head, Some(batch))?;
-    let values = take(&model, &mut outputs, &wanted)?;
-    Ok((last, values))
+    part.run(inputs, &wanted, |mut outputs| {
+        let last = logits_of(&model, &outputs, names, lm_head, Some(batch))?;
+        Ok((last, take(&model, &mut outputs, &wanted)?))
+    })
 }
 
 /// The outputs that `wanted` asks for, under the names of the inputs that they become.
@@ -588,17 +577,14 @@ fn project(head: &mut Part, hidden: ArrayView2<'_, f32>) -> Result<Array2<f32>, 
     let value = value.map_err(|e| head.failed(e))?;
     let inputs = vec![(port.name.clone(), value)];
     let model = head.model.clone();
-    let fail = |source| Error::Run {
-        model: model.clone(),
-        source,
-    };
-    let outputs = head.session.run(inputs).map_err(fail)?;
-    let first = outputs.values().next().ok_or_else(|| Error::Interface {
-        model: model.clone(),
-        expected: "an output".into(),
-        found: "none".into(),
-    })?;
-    rows(&model, &first)
+    head.run(inputs, &[], |outputs| {
+        let first = outputs.values().next().ok_or_else(|| Error::Interface {
+            model: model.clone(),
+            expected: "an output".into(),
+            found: "none".into(),
+        })?;
+        rows(&model, &first)
+    })
 }
 
 /// An output `[B, T, size]` as float32 `[B · T, size]`.

@@ -8,8 +8,11 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ndarray::{Array1, Array2, Array3, ArrayD, ArrayView3, Axis, aview1, concatenate, s};
-use ort::session::{Session, SessionInputValue};
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{IoBinding, Session, SessionInputValue, SessionOutputs};
 
+use super::decoder::Wanted;
+use super::device::Device;
 use super::engine::{Engine, Work};
 use super::tensor::{Port, boolean, int64s};
 use super::{Embedded, Error};
@@ -32,7 +35,9 @@ const USE_CACHE_BRANCH: &str = "use_cache_branch";
 /// A graph in a session.
 pub(super) struct Part {
     pub(super) model: PathBuf,
-    pub(super) session: Session,
+    session: Session,
+    /// Where it computes.
+    device: Device,
     ports: BTreeMap<String, Port>,
     /// The inputs of the model as it is; an instrumented graph may need fewer.
     declared: Vec<String>,
@@ -81,9 +86,12 @@ impl Part {
         let session = engine.open(graph, model.path(), work)?;
         let ports = session.inputs().iter().filter_map(Port::of);
         let ports = ports.map(|port| (port.name.clone(), port)).collect();
+        let placement = engine.placement();
+        let device = placement.and_then(|placement| placement.device.parse().ok());
         Ok(Part {
             model: model.path().to_owned(),
             session,
+            device: device.unwrap_or(Device::Cpu),
             ports,
             declared: (model.graph().input.iter())
                 .map(|input| input.name().to_owned())
@@ -93,6 +101,49 @@ impl Part {
                 .flat_map(|graph| &graph.node)
                 .any(|node| SCALE_OF_ALL_ROWS.contains(&node.op_type())),
         })
+    }
+
+    /// Runs the graph, and `read`s its outputs. Those that become what `kept` asks for stay in the memory of the device
+    /// that computed them, from which the next run takes them without a copy; all others are on the host.
+    pub(super) fn run<T>(
+        &mut self,
+        inputs: Inputs<'_>,
+        kept: &[Wanted],
+        read: impl FnOnce(SessionOutputs<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        let model = &self.model;
+        let failed = |source| Error::Run {
+            model: model.clone(),
+            source,
+        };
+        if kept.is_empty() {
+            return read(self.session.run(inputs).map_err(failed)?);
+        }
+        let binding = self.bind(&inputs, kept).map_err(failed)?;
+        let outputs = self.session.run_binding(&binding);
+        read(outputs.map_err(failed)?)
+    }
+
+    fn bind(&self, inputs: &Inputs<'_>, kept: &[Wanted]) -> Result<IoBinding, ort::Error> {
+        let memory = |device, index| {
+            MemoryInfo::new(device, index, AllocatorType::Device, MemoryType::Default)
+        };
+        let host = memory(AllocationDevice::CPU, 0)?;
+        let device = match self.device {
+            Device::Cuda(index) => memory(AllocationDevice::CUDA, index)?,
+            Device::Auto | Device::Cpu => memory(AllocationDevice::CPU, 0)?,
+        };
+        let mut binding = self.session.create_binding()?;
+        for (name, value) in inputs {
+            binding.bind_input(name, value)?;
+        }
+        for output in self.session.outputs() {
+            let name = output.name();
+            let stays = (kept.iter()).any(|(_, present)| present.iter().any(|kept| kept == name));
+            binding.bind_output_to_device(name, if stays { &device } else { &host })?;
+        }
+        binding.synchronize_inputs()?;
+        Ok(binding)
     }
 
     pub(super) fn port(&self, name: &str) -> Option<&Port> {

@@ -6,7 +6,8 @@ Needs numpy and safetensors. Without a model it is the repository's demo (small:
 `tools/bench/make_lvlm.py` writes. kvw finds or fetches ONNX Runtime for CUDA 13 itself (`--device cuda`); `kvw doctor` says which.
 
 Checked, each a line with its number:
-    coefficients    CUDA against CPU, batches of 1, and of every other size: largest difference of a layer's largest, at most 1e-4
+    coefficients    CUDA against CPU, batches of 1, of every other size, and with --share-prefix, whose keys and values stay on the
+                    GPU: largest difference of a layer's largest, at most 1e-4
     gates           of a plan weakened on CUDA from CUDA's coefficients, against the CPU's: largest difference, at most 1e-3
     repeatable      the same bytes from two runs on CUDA
 Measured: seconds of each collect, from the process's start to its end; peak of the GPU's memory (nvidia-smi, every 0.1 s, less what was
@@ -100,10 +101,10 @@ def main():
             print(f"no GPU to check here: kvw exits with {said.returncode} and says\n{said.stderr.strip()}")
             sys.exit(2)
 
-        def collect(name, device, batch_size):
+        def collect(name, device, *options):
             out = scratch / f"{name}.kc"
             command = [kvw, "collect", model, "--data", arguments.retain, "-o", out, "--device", device]
-            return out, *run([*command, "--batch-size", batch_size, "--checkpoint", 0])
+            return out, *run([*command, "--checkpoint", 0, *options])
 
         def weaken(name, device, retain):
             out = scratch / f"{name}.plan"
@@ -111,7 +112,7 @@ def main():
             run([*command, "--gamma", 0.5, "--device", device, "-o", out])
             return tensors(out, "gate")
 
-        cpu, seconds, memory = collect("cpu", "cpu", 1)
+        cpu, seconds, memory = collect("cpu", "cpu")
         expected = tensors(cpu, "coefficient")
         print(f"cpu, batches of 1: {seconds:.2f} s, {memory:.0f} MB resident")
         failed = []
@@ -120,13 +121,14 @@ def main():
             print(f"{what}: {value:.1e} (at most {limit:.0e}){'' if value <= limit else ' FAILED'}")
             failed.extend([what] if not value <= limit else [])
 
-        for size in arguments.batch_sizes.split(","):
+        ways = {f"batches of {size}": ("--batch-size", size) for size in arguments.batch_sizes.split(",")}
+        for what, options in (ways | {"shared prefixes": ("--share-prefix",)}).items():
             with Peak() as peak:
-                cuda, on_gpu, memory = collect(f"cuda-{size}", "cuda", size)
+                cuda, on_gpu, memory = collect(what.replace(" ", "-"), "cuda", *options)
             ratio = seconds / on_gpu
-            print(f"cuda, batches of {size}: {on_gpu:.2f} s ({ratio:.1f} times faster), {peak.most} MB on the GPU, {memory:.0f} MB resident")
-            check(f"coefficients, batches of {size}", apart(expected, tensors(cuda, "coefficient")), COEFFICIENTS)
-        once, again = (collect(name, "cuda", 1)[0] for name in ("once", "again"))
+            print(f"cuda, {what}: {on_gpu:.2f} s ({ratio:.1f} times faster), {peak.most} MB on the GPU, {memory:.0f} MB resident")
+            check(f"coefficients, {what}", apart(expected, tensors(cuda, "coefficient")), COEFFICIENTS)
+        once, again = (collect(name, "cuda")[0] for name in ("once", "again"))
         same = once.read_bytes() == again.read_bytes()
         print(f"two runs on cuda give {'the same bytes' if same else 'different bytes FAILED'}")
         failed.extend([] if same else ["repeatable"])
