@@ -48,7 +48,7 @@ const BY_ELEMENT: &[&str] = &[
 ];
 
 /// Products of rows with a constant matrix.
-const BY_ROW: &[&str] = &["FusedMatMul", "Gemm", "MatMul", "MatMulBnb4", "MatMulNBits"];
+const BY_ROW: &[&str] = &["Gemm", "MatMul", "MatMulBnb4", "MatMulNBits"];
 
 /// What becomes of a graph.
 struct Change {

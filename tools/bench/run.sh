@@ -5,7 +5,8 @@
 #
 # KVW_BENCH_MODEL: the model folder; made there if absent (default: target/bench/model, 2.2 GB). What is
 # written is written beside it, so it also chooses the disk. PYTHON: an interpreter with
-# tools/bench/requirements.txt (default: a new environment in target/bench).
+# tools/bench/requirements.txt (default: a new environment in target/bench). KVW_BENCH_ROUNDS: rounds of
+# write (default: 7).
 set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
